@@ -1,0 +1,1 @@
+"""Joint allocation and routing of language models on a GPU cluster."""

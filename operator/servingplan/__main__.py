@@ -1,0 +1,7 @@
+"""``python -m servingplan``."""
+
+import sys
+
+from servingplan.cli import main
+
+sys.exit(main())

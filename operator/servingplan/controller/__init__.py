@@ -1,0 +1,1 @@
+"""The slow loop: watch, decide, apply, report."""

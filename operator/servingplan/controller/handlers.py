@@ -1,0 +1,168 @@
+"""kopf keeps the world; this is all that is left to say to it.
+
+Indices hold what the watches bring, events wake the loop, and nothing else: no timer, no daemon and no change handler, because
+kopf keeps their state in finalizers and annotations of the user's object. An object wakes the loop only when something that
+decisions depend on has changed: a node's heartbeat or the operator's own status write does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import kopf
+
+from servingplan.api import v1alpha1
+from servingplan.controller.health import Pulse, serving
+from servingplan.controller.kube import Kube
+from servingplan.controller.observe import Watched
+from servingplan.controller.reconcile import Loop
+from servingplan.controller.settings import Settings
+from servingplan.controller.world import node_of, pod_of
+from servingplan.render.names import MANAGED
+
+_Store = dict[Any, Any]
+
+
+class _Indices:
+    """The live indices of kopf, and what of each object was last seen."""
+
+    def __init__(self) -> None:
+        self.stores: dict[str, _Store] = {}
+        self._marks: dict[tuple[str, str], Any] = {}
+
+    def changed(self, kind: str, event: Any, mark: Any) -> bool:
+        """Whether the object differs from when it was last seen in anything that ``mark`` holds."""
+        key = (kind, event["object"]["metadata"]["uid"])
+        if event["type"] == "DELETED":
+            return self._marks.pop(key, None) is not None
+        if key in self._marks and self._marks[key] == mark:
+            return False
+        self._marks[key] = mark
+        return True
+
+    def watched(self) -> Watched:
+        """What the watches have brought by now."""
+
+        def values(kind: str) -> list[Any]:
+            return [value for store in self.stores.get(kind, {}).values() for value in store]
+
+        return Watched(values("plans"), values("nodes"), values("pods"), values("deployments"))
+
+
+def registry(indices: _Indices, wake: Callable[[], None]) -> kopf.OperatorRegistry:
+    """Handlers that index four kinds and wake the loop."""
+    found = kopf.OperatorRegistry()
+    plans = (v1alpha1.GROUP, v1alpha1.VERSION, v1alpha1.PLURAL)
+
+    @kopf.index(*plans, id="plans", registry=found)
+    def index_plans(uid: str, body: kopf.Body, **_: Any) -> _Store:
+        return {uid: _plain(body)}
+
+    @kopf.index("", "v1", "nodes", id="nodes", registry=found)
+    def index_nodes(name: str, body: kopf.Body, **_: Any) -> _Store:
+        return {name: node_of(body)}
+
+    @kopf.index("", "v1", "pods", id="pods", registry=found)
+    def index_pods(uid: str, body: kopf.Body, **_: Any) -> _Store | None:
+        pod = pod_of(_plain(body))
+        return {uid: pod} if pod else None
+
+    @kopf.index("apps", "v1", "deployments", labels=MANAGED, id="deployments", registry=found)
+    def index_deployments(uid: str, body: kopf.Body, **_: Any) -> _Store:
+        return {uid: _child(body)}
+
+    def on_event(kind: str, mark: Callable[[Any], Any]) -> Callable[..., None]:
+        def handle(event: Any, body: kopf.Body, **kwargs: Any) -> None:
+            indices.stores |= {name: kwargs[name] for name in ("plans", "nodes", "pods", "deployments")}
+            if indices.changed(kind, event, mark(body)):
+                wake()
+
+        return handle
+
+    kopf.on.event(*plans, id="plan", registry=found)(on_event("plans", _plan_mark))
+    kopf.on.event("", "v1", "nodes", id="node", registry=found)(on_event("nodes", node_of))
+    kopf.on.event("", "v1", "pods", id="pod", registry=found)(on_event("pods", lambda body: pod_of(_plain(body))))
+    kopf.on.event("apps", "v1", "deployments", labels=MANAGED, id="deployment", registry=found)(
+        on_event(
+            "deployments", lambda body: (body["metadata"].get("generation"), dict(body["metadata"].get("annotations", {})))
+        )
+    )
+    kopf.on.login(id="login", registry=found)(_login)
+    return found
+
+
+async def operate(settings: Settings, stop: asyncio.Event) -> None:
+    """Runs the controller until it is told to stop.
+
+    Raises:
+        RuntimeError: A watch or the loop ended by itself; the pod has to be started anew.
+    """
+    indices, wake = _Indices(), asyncio.Event()
+    pulse = Pulse(stale_after_s=4 * settings.resync_s + 60)
+    kube = await Kube.connect()
+    async with aiohttp.ClientSession() as http, serving(pulse, settings.health_port):
+        loop = Loop(kube=kube, http=http, settings=settings, watched=indices.watched, pulse=pulse, wake=wake)
+        # kopf takes tasks that are made after its start for its own and cancels them when it stops.
+        own = [asyncio.create_task(loop.run(), name="loop"), asyncio.create_task(loop.measure(), name="measure")]
+        watching = asyncio.create_task(
+            kopf.operator(
+                registry=registry(indices, wake.set),
+                settings=_kopf_settings(),
+                clusterwide=not settings.namespaces,
+                namespaces=list(settings.namespaces),
+                standalone=True,
+                stop_flag=stop,
+            ),
+            name="watches",
+        )
+        try:
+            await asyncio.wait([own[0], watching], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in own:
+                task.cancel()
+            stop.set()
+            await asyncio.gather(watching, *own, return_exceptions=True)
+            await kube.close()
+        if not watching.cancelled() and watching.exception():
+            raise RuntimeError("the watches ended") from watching.exception()
+
+
+def _kopf_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    # Looking for new kinds and namespaces would need the right to list them.
+    settings.scanning.disabled = True
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    return settings
+
+
+def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+
+def _plan_mark(body: Any) -> Any:
+    return body["metadata"].get("generation"), body["metadata"].get("deletionTimestamp")
+
+
+def _child(body: Any) -> dict[str, Any]:
+    """A Deployment without what is not compared: status, and the bookkeeping of field managers."""
+    plain = _plain(body)
+    plain.pop("status", None)
+    plain["metadata"].pop("managedFields", None)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """A plain copy of what kopf hands out as a live view."""
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

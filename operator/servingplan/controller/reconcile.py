@@ -1,0 +1,203 @@
+"""The loop: one pass reads the world, decides for all plans, carries it out and reports.
+
+Level-triggered: a pass never asks what changed. Events only say that it is time for one; without any, one comes every
+``resync_s``. A failure of one plan does not keep the others from being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+
+from servingplan.api import v1alpha1
+from servingplan.controller.apply import apply
+from servingplan.controller.decide import Decision, decide
+from servingplan.controller.desired import Desired, desired
+from servingplan.controller.health import Pulse
+from servingplan.controller.kube import Kube, KubeError
+from servingplan.controller.metrics import Prometheus
+from servingplan.controller.observe import Watched, observe
+from servingplan.controller.settings import Settings
+from servingplan.controller.status import status
+from servingplan.controller.world import Measured, PlanObject, World
+from servingplan.planning.problem import Plan, Problem
+from servingplan.planning.solve import solve
+from servingplan.render import names
+
+log = logging.getLogger(__name__)
+
+DEBOUNCE_S = 0.05
+SYNC_POLL_S = 0.25
+REPUBLISH_AFTER_S = 5.0
+"""A router that has not taken a table by then has refused it, or has missed it."""
+BACKOFF_S = (0.2, 10.0)
+_REMEMBERED = 512
+
+
+class RememberingSolver:
+    """Solves a problem once: most passes ask the same questions again."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[str, Plan] = OrderedDict()
+
+    def __call__(self, problem: Problem) -> Plan:
+        """The answer to a problem."""
+        question = repr(problem)
+        if question not in self._answers:
+            self._answers[question] = solve(problem)
+            while len(self._answers) > _REMEMBERED:
+                self._answers.popitem(last=False)
+        self._answers.move_to_end(question)
+        return self._answers[question]
+
+
+@dataclass(slots=True)
+class _Publication:
+    """The table that routers are to take, and since when."""
+
+    digest: str
+    revision: int
+    since: float
+
+
+@dataclass(slots=True)
+class Loop:
+    """One pass after another.
+
+    Attributes:
+        watched: Says what the watches have brought.
+        publications: By plan key; rebuilt from the cluster after a restart.
+    """
+
+    kube: Kube
+    http: aiohttp.ClientSession
+    settings: Settings
+    watched: Callable[[], Watched]
+    pulse: Pulse
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    solver: RememberingSolver = field(default_factory=RememberingSolver)
+    publications: dict[str, _Publication] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Passes until it is cancelled; starts with the first wake, when every watch has listed its kind."""
+        await self.wake.wait()
+        backoff_s, again_s = BACKOFF_S[0], 0.0
+        while True:
+            await self._sleep_until_due(again_s)
+            self.pulse.turn()
+            try:
+                again_s = await self._pass()
+                self.pulse.completed()
+                backoff_s = BACKOFF_S[0]
+            except KubeError as error:
+                log.warning("pass failed, again in %.1f s: %s", backoff_s, error)
+                self.pulse.failed(str(error))
+                again_s, backoff_s = backoff_s, min(2 * backoff_s, BACKOFF_S[1])
+            except Exception:
+                log.exception("pass failed, again in %.1f s", backoff_s)
+                self.pulse.failed("internal error, see the log")
+                again_s, backoff_s = backoff_s, min(2 * backoff_s, BACKOFF_S[1])
+
+    async def measure(self) -> None:
+        """Reads Prometheus at every resync, beside the passes, until it is cancelled."""
+        if not self.settings.prometheus_url:
+            return
+        prometheus = Prometheus(self.settings.prometheus_url)
+        while True:
+            if self.pulse.passes:
+                keys = [f"{body['metadata']['namespace']}/{body['metadata']['name']}" for body in self.watched().plans]
+                found = await prometheus.measure(keys)
+                if found != self.measured:
+                    self.measured = found
+                    self.wake.set()
+            await asyncio.sleep(self.settings.resync_s if self.pulse.passes else 1.0)
+
+    async def _sleep_until_due(self, again_s: float) -> None:
+        try:
+            await asyncio.wait_for(self.wake.wait(), timeout=again_s or self.settings.resync_s)
+        except TimeoutError:
+            pass
+        else:
+            # Events come in bursts: a rollout is one cause for a pass, not twenty.
+            await asyncio.sleep(DEBOUNCE_S)
+        self.wake.clear()
+
+    async def _pass(self) -> float:
+        """One pass; says in how many seconds the next one is due at the latest, 0 for a resync."""
+        world = await observe(self.kube, self.http, self.watched(), self.measured, self.settings.namespaces)
+        decisions = await asyncio.to_thread(decide, world, self.solver)
+        unsettled, failures = False, []
+        for plan in world.plans:
+            try:
+                unsettled |= await self._carry_out(plan, decisions.get(plan.key), world)
+            except KubeError as error:
+                failures.append(f"{plan.key}: {error}")
+        self.publications = {plan.key: self.publications[plan.key] for plan in world.plans if plan.key in self.publications}
+        if failures:
+            raise KubeError(0, "; ".join(failures))
+        return SYNC_POLL_S if unsettled else 0.0
+
+    async def _carry_out(self, plan: PlanObject, decision: Decision | None, world: World) -> bool:
+        """Applies and reports one plan; says whether a router has yet to take its table."""
+        wanted = None
+        if decision is not None:
+            children = world.children_of(plan)
+            wanted = desired(decision, world, self.settings, self._revision(decision, world))
+            await apply(self.kube, wanted, world, children, plan.key)
+        found = status(plan, decision, world, wanted.stamp if wanted else None, _now)
+        if found != plan.status:
+            await self._report(plan, found)
+        return wanted is not None and _unsettled(wanted, plan, world)
+
+    def _revision(self, decision: Decision, world: World) -> int:
+        """The table's revision: one more than the published one when routers have not taken that for too long."""
+        plan = decision.plan
+        live = world.children_of(plan).get(("ConfigMap", plan.owner.namespace, names.table_name(plan.owner.name)))
+        published = live["metadata"].get("annotations", {}).get(names.ANNOTATION_TABLE, "") if live else ""
+        digest, _, revision_text = published.partition(".")
+        revision = int(revision_text) if digest == decision.table.digest and revision_text.isdigit() else 0
+        current = self.publications.get(plan.key)
+        if current is None or current.digest != decision.table.digest or current.revision < revision:
+            current = self.publications[plan.key] = _Publication(decision.table.digest, revision, time.monotonic())
+        served = world.served.get(plan.key, {})
+        stamp = f"{current.digest}.{current.revision}"
+        behind = [pod for pod, table in served.items() if table and f"{table.digest}.{table.revision}" != stamp]
+        if behind and time.monotonic() - current.since > REPUBLISH_AFTER_S:
+            log.warning("%s: %s did not take table %s, publishing it again", plan.key, ", ".join(behind), stamp)
+            current = self.publications[plan.key] = _Publication(current.digest, current.revision + 1, time.monotonic())
+        return current.revision
+
+    async def _report(self, plan: PlanObject, found: dict[str, Any]) -> None:
+        body = {
+            "apiVersion": v1alpha1.API_VERSION,
+            "kind": v1alpha1.KIND,
+            "metadata": {"name": plan.owner.name, "namespace": plan.owner.namespace, "uid": plan.owner.uid},
+            "status": found,
+        }
+        _log_transitions(plan, found)
+        await self.kube.apply(body, status=True)
+
+
+def _unsettled(wanted: Desired, plan: PlanObject, world: World) -> bool:
+    served = world.served.get(plan.key, {})
+    return any(table is None or f"{table.digest}.{table.revision}" != wanted.stamp for table in served.values())
+
+
+def _log_transitions(plan: PlanObject, found: dict[str, Any]) -> None:
+    before = {entry["type"]: entry.get("reason") for entry in plan.status.get("conditions", [])}
+    for entry in found["conditions"]:
+        if before.get(entry["type"]) != entry["reason"]:
+            log.info("%s: %s=%s %s %s", plan.key, entry["type"], entry["status"], entry["reason"], entry["message"])
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

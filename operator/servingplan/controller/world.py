@@ -1,0 +1,209 @@
+"""What the operator has seen, frozen: the only thing that decisions are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from servingplan.api import v1alpha1
+from servingplan.render.names import LABEL_PLAN, LABEL_POOL, MANAGED, Owner
+
+ChildKey = tuple[str, str, str]
+"""Kind, namespace and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node.
+
+    Attributes:
+        allocatable: Whole units by extended resource.
+        schedulable: Ready and not cordoned.
+    """
+
+    name: str
+    labels: dict[str, str]
+    allocatable: dict[str, int]
+    schedulable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod that holds accelerators or belongs to a plan.
+
+    Attributes:
+        requests: Whole units by extended resource.
+        waiting: Why it does not run, in the words of the scheduler or kubelet; empty where nothing is wrong.
+        plan: Name of the plan that its labels name; empty for a foreign pod.
+        component: Component that its labels name.
+    """
+
+    namespace: str
+    name: str
+    node: str
+    requests: dict[str, int]
+    ready: bool
+    terminating: bool
+    finished: bool
+    waiting: str
+    plan: str
+    component: str
+    pool: str
+    address: str
+    annotations: dict[str, str]
+
+    @property
+    def plan_key(self) -> str:
+        """``namespace/name`` of its plan; empty for a foreign pod."""
+        return f"{self.namespace}/{self.plan}" if self.plan else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The table that a router pod says it serves."""
+
+    digest: str
+    revision: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanObject:
+    """A ModelServingPlan as it stands.
+
+    Attributes:
+        spec: None where it is invalid; ``rejected`` then says why.
+        profiles: Profile by (model, setup), with references resolved.
+        missing: What the plan names and the cluster lacks, one sentence each.
+        status: The live status, as plain data.
+    """
+
+    owner: Owner
+    generation: int
+    spec: v1alpha1.ModelServingPlanSpec | None
+    rejected: str
+    profiles: dict[tuple[str, str], v1alpha1.Profile]
+    missing: tuple[str, ...]
+    status: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.owner.namespace}/{self.owner.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What Prometheus says of the last minutes; None where it says nothing.
+
+    Attributes:
+        ttft_p95_s: By pool, as are the other latencies.
+        class_ttft_p95_s: Unused pools are absent, never zero.
+    """
+
+    ttft_mean_s: dict[str, float] = field(default_factory=dict)
+    ttft_p95_s: dict[str, float] = field(default_factory=dict)
+    inter_token_mean_s: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+    found: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything seen at one moment.
+
+    Attributes:
+        children: The operator's own objects as they stand.
+        served: What each ready router pod serves, by plan key and pod name; None where it did not answer.
+        measured: By plan key; empty where no Prometheus is configured.
+    """
+
+    plans: tuple[PlanObject, ...]
+    nodes: tuple[Node, ...]
+    pods: tuple[Pod, ...]
+    children: dict[ChildKey, dict[str, Any]]
+    served: dict[str, dict[str, Served | None]]
+    measured: dict[str, Measured]
+
+    def children_of(self, plan: PlanObject) -> dict[ChildKey, dict[str, Any]]:
+        """The plan's own objects, those of an earlier plan of the same name left out."""
+        return {
+            key: body
+            for key, body in self.children.items()
+            if any(reference.get("uid") == plan.owner.uid for reference in body["metadata"].get("ownerReferences", []))
+        }
+
+    def pods_of(self, plan_key: str, component: str) -> tuple[Pod, ...]:
+        """The plan's pods of one component that have not ended."""
+        return tuple(pod for pod in self.pods if pod.plan_key == plan_key and pod.component == component and not pod.finished)
+
+
+def node_of(body: Any) -> Node:
+    """A node from the API server's object."""
+    status, spec = body.get("status", {}), body.get("spec", {})
+    ready = any(entry["type"] == "Ready" and entry["status"] == "True" for entry in status.get("conditions", []))
+    return Node(
+        name=body["metadata"]["name"],
+        labels=dict(body["metadata"].get("labels", {})),
+        allocatable=_whole_units(status.get("allocatable", {})),
+        schedulable=ready and not spec.get("unschedulable", False),
+    )
+
+
+def pod_of(body: Any) -> Pod | None:
+    """A pod from the API server's object; None for one that neither holds accelerators nor belongs to a plan."""
+    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
+    labels = metadata.get("labels", {})
+    ours = all(labels.get(key) == value for key, value in MANAGED.items())
+    requests = _pod_requests(spec)
+    if not ours and not requests:
+        return None
+    conditions = {entry["type"]: entry for entry in status.get("conditions", [])}
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        node=spec.get("nodeName", ""),
+        requests=requests,
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        terminating="deletionTimestamp" in metadata,
+        finished=status.get("phase") in {"Succeeded", "Failed"},
+        waiting=_waiting(conditions, status),
+        plan=labels.get(LABEL_PLAN, "") if ours else "",
+        component=labels.get("app.kubernetes.io/component", "") if ours else "",
+        pool=labels.get(LABEL_POOL, "") if ours else "",
+        address=status.get("podIP", ""),
+        annotations={key: value for key, value in metadata.get("annotations", {}).items() if key.startswith(v1alpha1.GROUP)},
+    )
+
+
+def _waiting(conditions: dict[str, Any], status: Any) -> str:
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return f"{scheduled.get('reason', 'Unschedulable')}: {scheduled.get('message', '')}".strip(": ")
+    for container in status.get("containerStatuses", []):
+        waiting = container.get("state", {}).get("waiting", {})
+        if waiting.get("reason") in {"CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError"}:
+            return f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")
+    return ""
+
+
+def _pod_requests(spec: Any) -> dict[str, int]:
+    """Extended resources: for them limits and requests are equal, and the larger of init and running containers counts."""
+
+    def of(container: Any) -> dict[str, int]:
+        resources = container.get("resources", {})
+        return _whole_units(resources.get("requests") or resources.get("limits") or {})
+
+    total: dict[str, int] = {}
+    for container in spec.get("containers", []):
+        for resource, units in of(container).items():
+            total[resource] = total.get(resource, 0) + units
+    for container in spec.get("initContainers", []):
+        for resource, units in of(container).items():
+            total[resource] = max(total.get(resource, 0), units)
+    return total
+
+
+def _whole_units(quantities: Any) -> dict[str, int]:
+    """Extended resources, which Kubernetes counts in whole units; cpu and memory are the scheduler's business."""
+    return {resource: int(value) for resource, value in quantities.items() if "/" in resource and str(value).isdigit()}

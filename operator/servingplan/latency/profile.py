@@ -1,0 +1,83 @@
+"""What is known of a replica's speed, of the requests it gets, and of the latency they may expect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMix:
+    """Lengths of a class's requests by their first two moments.
+
+    Attributes:
+        prompt_tokens: Mean.
+        output_tokens: Mean.
+        prompt_cv: Coefficient of variation.
+        output_cv: Coefficient of variation.
+    """
+
+    prompt_tokens: float
+    output_tokens: float
+    prompt_cv: float = 1.0
+    output_cv: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Coefficients of the engine's step: alpha + max(floor, beta * computed tokens) + gamma * KV tokens read, in seconds."""
+
+    alpha_s: float
+    beta_s: float
+    gamma_s: float
+    floor_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One closed-loop measurement of a replica."""
+
+    concurrency: int
+    prompt_tokens: int
+    output_tokens: int
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """How fast one replica is.
+
+    Attributes:
+        step: Fitted coefficients; None where only points are known.
+        points: Measured points; empty where coefficients are known.
+        max_num_seqs: Requests the engine runs at once.
+        max_num_batched_tokens: Token budget of a step.
+        kv_tokens: Tokens that fit in the KV cache; None where it is not known to bind.
+    """
+
+    step: StepTime | None = None
+    points: tuple[Point, ...] = ()
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    kv_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A bound on one latency.
+
+    Attributes:
+        percentile: Between 0 and 100; None bounds the mean.
+    """
+
+    seconds: float
+    percentile: float | None = 95.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """The latency that a class may expect; a bound of None is not asked for."""
+
+    ttft: Bound | None = None
+    inter_token: Bound | None = None
+    e2e: Bound | None = None

@@ -1,0 +1,119 @@
+"""From a plan's spec to the planner's question."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from servingplan.api import v1alpha1 as api
+from servingplan.latency.profile import Bound, EngineProfile, Point, Slo, StepTime, TokenMix
+from servingplan.planning.problem import AcceleratorSupply, ClassDemand, ModelOption, PlanDemand, SetupOption
+
+DEFAULT_PERCENTILE = 95.0
+
+
+def plan_demand(
+    key: str,
+    spec: api.ModelServingPlanSpec,
+    profiles: dict[tuple[str, str], api.Profile],
+    free_units: dict[str, dict[str, int]],
+) -> PlanDemand:
+    """One plan as the planner sees it.
+
+    Args:
+        key: ``namespace/name``.
+        spec: The plan's spec.
+        profiles: Profile by (model, setup), with references resolved; a setup without one is left out.
+        free_units: Units free by accelerator name and node name.
+    """
+    return PlanDemand(
+        key=key,
+        models=tuple(_model(model, spec, profiles) for model in sorted(spec.models, key=lambda model: model.name)),
+        classes=tuple(_class(entry, spec) for entry in sorted(spec.request_classes, key=lambda entry: entry.name)),
+        accelerators=tuple(
+            AcceleratorSupply(
+                name=kind.name,
+                resource=kind.resource,
+                free_units=dict(sorted(free_units.get(kind.name, {}).items())),
+                limit=kind.limit,
+                cost_per_hour=float(kind.cost_per_hour),
+            )
+            for kind in sorted(spec.accelerators, key=lambda kind: kind.name)
+        ),
+        budget_per_hour=float(spec.budget.cost_per_hour) if spec.budget else None,
+    )
+
+
+def engine_profile(profile: api.Profile) -> EngineProfile:
+    """A profile in seconds."""
+    return EngineProfile(
+        step=_step(profile.coefficients) if profile.coefficients else None,
+        points=tuple(
+            Point(point.concurrency, point.prompt_tokens, point.output_tokens, _s(point.ttft_ms), _s(point.tpot_ms))
+            for point in profile.points or ()
+        ),
+        max_num_seqs=profile.max_num_seqs,
+        max_num_batched_tokens=profile.max_num_batched_tokens,
+        kv_tokens=profile.kv_tokens,
+    )
+
+
+def service_level(slo: api.ServiceLevelObjective) -> Slo:
+    """An SLO with the default percentile filled in."""
+    return Slo(ttft=_bound(slo.ttft), inter_token=_bound(slo.inter_token_latency), e2e=_bound(slo.e2e))
+
+
+def _s(milliseconds: Decimal) -> float:
+    return float(milliseconds) / 1e3
+
+
+def _step(coefficients: api.Coefficients) -> StepTime:
+    return StepTime(
+        alpha_s=_s(coefficients.alpha_ms),
+        beta_s=_s(coefficients.beta_ms),
+        gamma_s=_s(coefficients.gamma_ms),
+        floor_s=_s(coefficients.floor_ms),
+    )
+
+
+def _bound(target: api.LatencyTarget | None) -> Bound | None:
+    if target is None:
+        return None
+    if target.statistic == "Mean":
+        return Bound(float(target.seconds), None)
+    return Bound(float(target.seconds), float(target.percentile or DEFAULT_PERCENTILE))
+
+
+def _model(model: api.Model, spec: api.ModelServingPlanSpec, profiles: dict[tuple[str, str], api.Profile]) -> ModelOption:
+    return ModelOption(
+        name=model.name,
+        quality={
+            entry.name: float(model.quality.classes.get(entry.name, model.quality.default)) for entry in spec.request_classes
+        },
+        setups=tuple(
+            SetupOption(
+                name=setup.name,
+                accelerator=setup.accelerator,
+                units=setup.count,
+                profile=engine_profile(profiles[model.name, setup.name]),
+                min_replicas=setup.min_replicas,
+                max_replicas=setup.max_replicas,
+            )
+            for setup in sorted(model.setups, key=lambda setup: setup.name)
+            if (model.name, setup.name) in profiles
+        ),
+    )
+
+
+def _class(entry: api.RequestClass, spec: api.ModelServingPlanSpec) -> ClassDemand:
+    return ClassDemand(
+        name=entry.name,
+        mix=TokenMix(
+            prompt_tokens=float(entry.prompt_tokens.mean),
+            output_tokens=float(entry.output_tokens.mean),
+            prompt_cv=float(entry.prompt_tokens.cv),
+            output_cv=float(entry.output_tokens.cv),
+        ),
+        slo=service_level(entry.slo or spec.slo),
+        rate_rps=float(entry.rate),
+        weight=float(entry.weight),
+    )

@@ -1,0 +1,57 @@
+"""From the replicas that run to the replicas that are wanted, without dropping requests and without exceeding the GPUs.
+
+New before old: where the nodes have room for both, what grows grows at once and what shrinks waits until everything of its
+plan that grows is ready. Where they have not, exactly as much is given up as the growth needs: first what is not ready anyway,
+then the largest surplus. A setup never falls below its target. Nothing here remembers: each step is a function of what runs now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SetupState:
+    """One setup during a move.
+
+    Attributes:
+        key: What names the setup; (namespace/plan, model, setup).
+        pool: What its replicas compete for; setups with equal pools draw on the same units.
+        current: Replicas that its Deployment asks for now.
+        ready: Replicas that are ready.
+        target: Replicas that the plan wants.
+    """
+
+    key: tuple[str, str, str]
+    pool: str
+    units: int
+    current: int
+    ready: int
+    target: int
+
+
+def step(states: tuple[SetupState, ...], capacity: dict[str, int]) -> dict[tuple[str, str, str], int]:
+    """Replicas to ask for now.
+
+    Args:
+        states: Every setup of every plan, in any order.
+        capacity: Units that the replicas of each pool may take in all.
+
+    Returns:
+        Replicas by setup. Repeated steps end at the targets when replicas become ready.
+    """
+    ordered = sorted(states, key=lambda state: state.key)
+    growing = any(state.ready < state.target for state in ordered)
+    wanted = {state.key: max(state.current, state.target) if growing and state.ready > 0 else state.target for state in ordered}
+    for pool in sorted({state.pool for state in ordered}):
+        members = [state for state in ordered if state.pool == pool]
+        excess = sum(state.units * wanted[state.key] for state in members) - capacity.get(pool, 0)
+        for state in sorted(members, key=_surplus_units, reverse=True):
+            while excess > 0 and wanted[state.key] > state.target:
+                wanted[state.key] -= 1
+                excess -= state.units
+    return wanted
+
+
+def _surplus_units(state: SetupState) -> tuple[int, tuple[str, str, str]]:
+    return state.units * (state.current - state.target), state.key
