@@ -214,11 +214,10 @@ def _with_room(plan: PlanObject, planned: Plan, free: dict[str, dict[str, int]])
     used: dict[str, int] = {}
     for allocation in planned.of(plan.key).allocations:
         used[allocation.accelerator] = used.get(allocation.accelerator, 0) + allocation.units
-    limits = {kind.name: kind.limit for kind in spec.accelerators}
-    room = {
-        name: min(sum(units.values()), limits[name] if limits[name] is not None else sum(units.values())) - used.get(name, 0)
-        for name, units in free.items()
-    }
+    room = {}
+    for kind in spec.accelerators:
+        total = sum(free[kind.name].values())
+        room[kind.name] = (total if kind.limit is None else min(total, kind.limit)) - used.get(kind.name, 0)
     return frozenset(
         (model.name, setup.name) for model in spec.models for setup in model.setups if room[setup.accelerator] >= setup.count
     )

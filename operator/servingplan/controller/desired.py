@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
+from servingplan.api.routing_table import RoutingTable
 from servingplan.controller.decide import Decision
 from servingplan.controller.settings import Settings
 from servingplan.controller.world import ChildKey, World
 from servingplan.planning.build import engine_profile
 from servingplan.render import envoy, names, router, vllm
+
+_CURRENT, _PREVIOUS = "table.json", "previous.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +73,41 @@ def desired(decision: Decision, world: World, settings: Settings, revision: int)
                 pools.append(vllm.deployment(pool, replicas, vllm.VllmSettings(image=settings.vllm_image), surge=surge))
                 pools.append(vllm.service(pool))
     stamp = f"{decision.table.digest}.{revision}"
+    name = names.table_name(plan.owner.name)
+    published = world.children_of(plan).get(("ConfigMap", plan.owner.namespace, name), {})
+    previous = _previous(decision.table, published.get("data", {}))
     table = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": names.metadata(plan.owner, names.table_name(plan.owner.name), router.COMPONENT)
-        | {"annotations": {names.ANNOTATION_TABLE: stamp}},
-        "data": envoy.files(decision.table, revision),
+        "metadata": names.metadata(plan.owner, name, router.COMPONENT) | {"annotations": {names.ANNOTATION_TABLE: stamp}},
+        "data": envoy.files(decision.table, revision, previous)
+        | ({_PREVIOUS: previous.model_dump_json(by_alias=True) + "\n"} if previous else {}),
     }
-    front = router.objects(plan.owner, spec.router, decision.table, settings.router_image)
+    front = router.router(plan.owner, spec.router, settings.router_image)
     return Desired(
         pools={key_of(body): body for body in pools},
         router={key_of(body): body for body in front},
         table=table,
         stamp=stamp,
     )
+
+
+def _previous(table: RoutingTable, published: dict[str, str]) -> RoutingTable | None:
+    """The table that routers may still serve, where it has pools that the new one lacks.
+
+    It is kept in the ConfigMap, so that publishing the same table again writes the same bytes.
+    """
+    current = _read(published.get(_CURRENT))
+    before = _read(published.get(_PREVIOUS)) if current and current.digest == table.digest else current
+    pools = {pool.name for model in table.models for pool in model.pools}
+    if before and any(pool.name not in pools for model in before.models for pool in model.pools):
+        return before
+    return None
+
+
+def _read(text: str | None) -> RoutingTable | None:
+    """A published table; None where someone has spoilt it."""
+    try:
+        return RoutingTable.model_validate_json(text) if text else None
+    except ValidationError:
+        return None

@@ -114,7 +114,7 @@ class Kube:
         body: dict[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> Any:
-        method, url, headers, body, _ = await self.api.param_serialize(
+        method, url, headers, payload, _ = await self.api.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),
@@ -123,7 +123,7 @@ class Kube:
             auth_settings=["BearerToken"],
         )
         try:
-            answer = await self.api.call_api(method, url, headers, body, _request_timeout=_TIMEOUT_S)
+            answer = await self.api.call_api(method, url, headers, payload, _request_timeout=_TIMEOUT_S)
             data = await answer.read()
         except (OSError, TimeoutError, client.ApiException) as error:
             message = f"{method} {path}: {error or type(error).__name__}"

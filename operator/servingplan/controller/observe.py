@@ -16,7 +16,8 @@ from servingplan.api.load import Rejected, parse, sentence
 from servingplan.controller.kube import Kube
 from servingplan.controller.world import ChildKey, Measured, Node, PlanObject, Pod, Served, World
 from servingplan.render import names, router
-from servingplan.render.envoy import TABLE_PATH
+from servingplan.render.envoy.bootstrap import HTTP_PORT
+from servingplan.render.envoy.routes import TABLE_PATH
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ async def served_tables(http: aiohttp.ClientSession, pods: Iterable[Pod]) -> dic
 async def _served(http: aiohttp.ClientSession, pod: Pod) -> Served | None:
     host = f"[{pod.address}]" if ":" in pod.address else pod.address
     try:
-        async with http.get(f"http://{host}:{router.HTTP_PORT}{TABLE_PATH}", timeout=_TABLE_TIMEOUT) as answer:
+        async with http.get(f"http://{host}:{HTTP_PORT}{TABLE_PATH}", timeout=_TABLE_TIMEOUT) as answer:
             body = await answer.json(content_type=None)
         return Served(digest=str(body["digest"]), revision=int(body["revision"]), generation=int(body["generation"]))
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError) as error:

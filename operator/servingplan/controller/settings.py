@@ -28,7 +28,7 @@ class Settings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
     parser.add_argument("--vllm-image", default="vllm/vllm-openai:v0.32.0", help="image of the model servers")
-    parser.add_argument("--router-image", default="envoyproxy/envoy:distroless-v1.40.0", help="image of the routers")
+    parser.add_argument("--router-image", default="envoyproxy/envoy:v1.40.0", help="image of the routers")
     parser.add_argument("--prometheus-url", default="", help="where metrics are read; empty for nowhere")
     parser.add_argument("--resync-seconds", type=float, default=30.0, help="longest time between two looks at the world")
     parser.add_argument("--namespace", action="append", default=[], help="watch this namespace only; may be repeated")

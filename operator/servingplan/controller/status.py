@@ -316,11 +316,11 @@ def _summary(plan: PlanObject, decision: Decision) -> dict[str, str]:
     assert plan.spec is not None, "a decision is made of a plan that could be read"
     units = _units(decision.planned.allocations)
     return {
-        "quality": _text(decision.planned.quality),
-        "slo": _slo_text(plan.spec.slo),
-        "gpus": str(sum(units.values())),
-        "accelerators": ",".join(f"{count} {name}" for name, count in units.items() if count),
-        "costPerHour": _text(decision.planned.cost_per_hour),
+        api.SUMMARY_QUALITY: _text(decision.planned.quality),
+        api.SUMMARY_SLO: _slo_text(plan.spec.slo),
+        api.SUMMARY_GPUS: str(sum(units.values())),
+        api.SUMMARY_ACCELERATORS: ",".join(f"{count} {name}" for name, count in units.items() if count),
+        api.SUMMARY_COST_PER_HOUR: _text(decision.planned.cost_per_hour),
     }
 
 

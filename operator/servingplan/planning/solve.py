@@ -114,7 +114,7 @@ def solve(problem: Problem) -> Plan:
     Returns:
         A decision per plan in the order of their keys. Equal problems give equal plans.
     """
-    plans = tuple(sorted(problem.plans, key=lambda plan: plan.key))
+    plans = tuple(_canonical(plan) for plan in sorted(problem.plans, key=lambda plan: plan.key))
     relaxed = tuple(_attainable(plan) for plan in plans)
     groups = _groups(plans)
     columns = _columns(tuple(demand for demand, _ in relaxed), groups, last_resort=problem.fixed_replicas is not None)
@@ -127,6 +127,17 @@ def solve(problem: Problem) -> Plan:
     if problem.fixed_replicas is None and (solution.refused.sum() > 0 or solution.unmet.sum() > 0.5):
         short = program.shortages()
     return _assemble(plans, relaxed, columns, classes, solution, short)
+
+
+def _canonical(plan: PlanDemand) -> PlanDemand:
+    """The plan with everything in the order of the names: the solver's answer depends on the order of its columns and rows."""
+    models = (replace(m, setups=tuple(sorted(m.setups, key=lambda setup: setup.name))) for m in plan.models)
+    return replace(
+        plan,
+        models=tuple(sorted(models, key=lambda model: model.name)),
+        classes=tuple(sorted(plan.classes, key=lambda entry: entry.name)),
+        accelerators=tuple(sorted(plan.accelerators, key=lambda supply: supply.name)),
+    )
 
 
 def _attainable(plan: PlanDemand) -> tuple[PlanDemand, str]:
@@ -189,8 +200,8 @@ def _columns(plans: tuple[PlanDemand, ...], groups: tuple[_Group, ...], *, last_
     found = []
     for index, plan in enumerate(plans):
         supplies = {supply.name: supply for supply in plan.accelerators}
-        for model in sorted(plan.models, key=lambda model: model.name):
-            for setup in sorted(model.setups, key=lambda setup: setup.name):
+        for model in plan.models:
+            for setup in model.setups:
                 capacity = _capacities(setup, plan.classes, last_resort=last_resort)
                 found.append(
                     _Column(

@@ -2,7 +2,7 @@
 
 New before old: where the nodes have room for both, what grows grows at once and what shrinks waits until everything of its
 plan that grows is ready. Where they have not, exactly as much is given up as the growth needs: first what is not ready anyway,
-then the largest surplus. A setup never falls below its target. Nothing here remembers: each step is a function of what runs now.
+then the largest surplus. A setup never falls below its target. Nothing here remembers: a step is a function of what runs now.
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ def step(states: tuple[SetupState, ...], capacity: dict[str, int]) -> dict[tuple
         Replicas by setup. Repeated steps end at the targets when replicas become ready.
     """
     ordered = sorted(states, key=lambda state: state.key)
-    growing = any(state.ready < state.target for state in ordered)
-    wanted = {state.key: max(state.current, state.target) if growing and state.ready > 0 else state.target for state in ordered}
+    growing = {state.key[0] for state in ordered if state.ready < state.target}
+    wanted = {
+        state.key: max(state.current, state.target) if state.key[0] in growing and state.ready > 0 else state.target
+        for state in ordered
+    }
     for pool in sorted({state.pool for state in ordered}):
         members = [state for state in ordered if state.pool == pool]
         excess = sum(state.units * wanted[state.key] for state in members) - capacity.get(pool, 0)

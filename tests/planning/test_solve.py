@@ -1,0 +1,251 @@
+"""Allocation and routing: what binds, what is traded, and that equal problems have equal answers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from servingplan.latency.capacity import capacity_rps
+from servingplan.latency.profile import Bound, EngineProfile, Slo, StepTime, TokenMix
+from servingplan.planning.problem import (
+    AcceleratorSupply,
+    ClassDemand,
+    ModelOption,
+    PlanDemand,
+    Problem,
+    SetupOption,
+)
+from servingplan.planning.solve import solve
+
+
+def engine(alpha_ms: float, beta_ms: float, gamma_ms: float, **limits: int) -> EngineProfile:
+    return EngineProfile(step=StepTime(alpha_ms / 1e3, beta_ms / 1e3, gamma_ms / 1e3), **limits)
+
+
+MIX = TokenMix(500, 200)
+SLO = Slo(ttft=Bound(0.8))
+LARGE = SetupOption("tp2", "h100", 2, engine(13.7, 0.057, 0.00006, kv_tokens=300_000))
+SMALL = SetupOption("tp1", "h100", 1, engine(6.4, 0.0207, 0.000041))
+CHEAP = SetupOption("l40s", "l40s", 1, engine(20, 0.08, 0.0001, max_num_seqs=128))
+H100 = AcceleratorSupply("h100", "nvidia.com/gpu", {"a": 8}, cost_per_hour=4.0)
+L40S = AcceleratorSupply("l40s", "nvidia.com/gpu", {"b": 4}, cost_per_hour=1.0)
+
+
+def plan(**changes) -> PlanDemand:
+    base = PlanDemand(
+        key="llm/chat",
+        models=(
+            ModelOption("large", {"chat": 0.7}, (LARGE,)),
+            ModelOption("small", {"chat": 0.5}, (SMALL, CHEAP)),
+        ),
+        classes=(ClassDemand("chat", MIX, SLO, 20.0),),
+        accelerators=(H100, L40S),
+    )
+    return replace(base, **changes)
+
+
+def answer(demand: PlanDemand, **problem):
+    return solve(Problem((demand,), **problem)).decisions[0]
+
+
+def replicas(decision) -> dict[str, int]:
+    return {f"{a.model}/{a.setup}": a.replicas for a in decision.allocations if a.replicas}
+
+
+def loaded(rate: float, **changes) -> PlanDemand:
+    return plan(classes=(ClassDemand("chat", MIX, SLO, rate),), **changes)
+
+
+def test_the_best_model_gets_everything_while_it_fits():
+    decision = answer(plan())
+    assert decision.feasible
+    assert decision.routes[0].by_model() == {"large": pytest.approx(1.0)}
+    assert decision.quality == pytest.approx(0.7)
+
+
+def test_no_more_replicas_than_the_load_needs():
+    decision = answer(plan())
+    needed = 20.0 / capacity_rps(LARGE.profile, MIX, SLO)
+    assert replicas(decision) == {"large/tp2": -int(-needed // 1)}
+    assert decision.cost_per_hour == replicas(decision)["large/tp2"] * 2 * 4.0
+
+
+def test_scarce_accelerators_trade_quality_for_load():
+    full = 4 * capacity_rps(LARGE.profile, MIX, SLO)
+    decision = answer(loaded(full * 1.2))
+    assert decision.feasible
+    assert set(decision.routes[0].by_model()) == {"large", "small"}
+    assert 0.5 < decision.quality < 0.7
+
+
+def test_a_limit_holds_however_many_are_free():
+    decision = answer(plan(accelerators=(replace(H100, limit=2), L40S)))
+    assert sum(a.units for a in decision.allocations if a.accelerator == "h100") <= 2
+
+
+def test_replicas_are_placed_on_single_nodes():
+    scattered = replace(H100, free_units={"a": 1, "b": 1, "c": 1, "d": 1})
+    decision = answer(plan(models=(ModelOption("large", {"chat": 0.7}, (LARGE,)),), accelerators=(scattered,)))
+    assert replicas(decision) == {}
+    assert not decision.feasible
+
+
+def test_minimum_and_maximum_replicas_hold():
+    models = (
+        ModelOption("large", {"chat": 0.7}, (replace(LARGE, max_replicas=1),)),
+        ModelOption("small", {"chat": 0.5}, (replace(SMALL, min_replicas=2), CHEAP)),
+    )
+    decision = answer(plan(models=models))
+    assert replicas(decision)["large/tp2"] == 1
+    assert replicas(decision)["small/tp1"] >= 2
+
+
+def test_a_minimum_that_does_not_fit_is_named():
+    models = (ModelOption("large", {"chat": 0.7}, (replace(LARGE, min_replicas=9),)),)
+    decision = answer(plan(models=models))
+    assert not decision.feasible
+    assert replicas(decision) == {"large/tp2": 4}
+    assert "minReplicas of large/tp2" in decision.reason
+
+
+def test_a_budget_buys_the_cheap_accelerator():
+    decision = answer(loaded(5.0, budget_per_hour=3.0))
+    assert decision.cost_per_hour <= 3.0
+    assert set(replicas(decision)) == {"small/l40s"}
+
+
+def test_overload_is_refused_and_counted():
+    decision = answer(loaded(2000.0))
+    assert not decision.feasible
+    assert 0 < decision.routes[0].shed < 1
+    assert sum(decision.routes[0].shares.values()) + decision.routes[0].shed == pytest.approx(1.0)
+    assert {s.accelerator for s in decision.shortages} <= {"h100", "l40s"}
+    assert "GPUs short" in decision.reason
+
+
+def test_the_units_said_to_be_short_are_enough():
+    decision = answer(loaded(300.0, accelerators=(H100,), models=(ModelOption("large", {"chat": 0.7}, (LARGE,)),)))
+    (short,) = decision.shortages
+    more = replace(H100, free_units={"a": 8 + short.units})
+    assert answer(loaded(300.0, accelerators=(more,), models=(ModelOption("large", {"chat": 0.7}, (LARGE,)),))).feasible
+
+
+def test_the_lighter_class_is_refused_first():
+    classes = (
+        ClassDemand("gold", MIX, SLO, 40.0, weight=10.0),
+        ClassDemand("iron", MIX, SLO, 40.0, weight=1.0),
+    )
+    models = (ModelOption("large", {"gold": 0.7, "iron": 0.7}, (LARGE,)),)
+    decision = answer(plan(classes=classes, models=models))
+    shed = {route.request_class: route.shed for route in decision.routes}
+    assert shed["iron"] > 0
+    assert shed["gold"] == 0
+
+
+def test_an_slo_that_nothing_keeps_is_said_and_still_served():
+    decision = answer(plan(classes=(ClassDemand("chat", MIX, Slo(ttft=Bound(0.001)), 5.0),)))
+    assert not decision.feasible
+    assert "no setup keeps the SLO of class chat even unloaded: TTFT 0.001 s" in decision.reason
+    assert sum(decision.routes[0].shares.values()) > 0.9
+
+
+def test_requests_that_fit_nowhere_name_the_field():
+    tiny = replace(LARGE, profile=replace(LARGE.profile, kv_tokens=64))
+    decision = answer(plan(models=(ModelOption("large", {"chat": 0.7}, (tiny,)),)))
+    assert not decision.feasible
+    assert "kvTokens" in decision.reason
+
+
+def test_a_strict_class_keeps_the_setups_it_shares_less_busy():
+    relaxed = ClassDemand("batch", MIX, Slo(ttft=Bound(30.0)), 30.0)
+    strict = ClassDemand("chat", MIX, Slo(ttft=Bound(0.07)), 0.5)
+    models = (ModelOption("small", {"batch": 0.5, "chat": 0.5}, (SMALL,)),)
+    alone = answer(plan(classes=(relaxed,), models=models, accelerators=(H100,)))
+    both = answer(plan(classes=(relaxed, strict), models=models, accelerators=(H100,)))
+    assert both.allocations[0].replicas > alone.allocations[0].replicas
+    assert both.allocations[0].ttft_p95_s <= 0.07
+
+
+def test_two_plans_never_take_more_than_the_nodes_have():
+    one, two = loaded(200.0, key="a/chat"), loaded(200.0, key="b/chat")
+    found = solve(Problem((one, two)))
+    for accelerator, room in (("h100", 8), ("l40s", 4)):
+        used = sum(a.units for d in found.decisions for a in d.allocations if a.accelerator == accelerator)
+        assert used <= room
+
+
+def test_plans_with_overlapping_selectors_share_the_common_nodes():
+    anywhere = AcceleratorSupply("any", "nvidia.com/gpu", {"a": 8, "b": 4})
+    other = PlanDemand(
+        "z/any",
+        (ModelOption("small", {"chat": 0.5}, (replace(SMALL, accelerator="any"),)),),
+        (ClassDemand("chat", MIX, SLO, 900.0),),
+        (anywhere,),
+    )
+    found = solve(Problem((loaded(200.0), other)))
+    assert sum(a.units for d in found.decisions for a in d.allocations) <= 12
+
+
+def test_standing_replicas_share_the_load_and_refuse_nothing():
+    standing = {("llm/chat", "large", "tp2"): 1, ("llm/chat", "small", "l40s"): 1}
+    decision = answer(loaded(500.0), fixed_replicas=standing)
+    assert replicas(decision) == {"large/tp2": 1, "small/l40s": 1}
+    assert decision.routes[0].shed == 0
+    assert set(decision.routes[0].by_model()) == {"large", "small"}
+
+
+def test_standing_replicas_that_suffice_serve_the_best_model():
+    standing = {("llm/chat", "large", "tp2"): 4, ("llm/chat", "small", "l40s"): 1}
+    assert answer(plan(), fixed_replicas=standing).routes[0].by_model() == {"large": pytest.approx(1.0)}
+
+
+def test_no_replica_at_all_leaves_no_way():
+    decision = answer(plan(), fixed_replicas={})
+    assert decision.routes[0].shares == {}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rate=st.floats(0.5, 400),
+    h100=st.lists(st.integers(0, 8), min_size=0, max_size=3),
+    l40s=st.integers(0, 4),
+    ttft_s=st.floats(0.05, 2.0),
+)
+def test_every_plan_keeps_capacity_supply_and_balance(rate, h100, l40s, ttft_s):
+    free = {f"n{i}": units for i, units in enumerate(h100)}
+    demand = plan(
+        classes=(ClassDemand("chat", MIX, Slo(ttft=Bound(ttft_s)), rate),),
+        accelerators=(replace(H100, free_units=free), replace(L40S, free_units={"b": l40s})),
+    )
+    decision = answer(demand)
+    assert sum(a.units for a in decision.allocations if a.accelerator == "h100") <= sum(h100)
+    assert sum(a.replicas for a in decision.allocations if a.setup == "tp2") <= sum(units // 2 for units in h100)
+    for allocation in decision.allocations:
+        assert allocation.utilization <= 1 + 1e-6
+        assert allocation.rate_rps == 0 or allocation.replicas > 0
+    for route in decision.routes:
+        assert sum(route.shares.values()) + route.shed == pytest.approx(1.0)
+
+
+def test_shuffled_problems_have_the_same_answer():
+    classes = tuple(ClassDemand(f"c{i}", MIX, SLO, 10.0 + i) for i in range(4))
+    models = tuple(ModelOption(f"m{i}", {c.name: 0.4 + 0.05 * i for c in classes}, (LARGE, SMALL, CHEAP)) for i in range(4))
+    demand = plan(classes=classes, models=models)
+    expected = solve(Problem((demand, replace(demand, key="a/other"))))
+    chance = random.Random(7)
+    for _ in range(3):
+
+        def shuffled(items):
+            return tuple(chance.sample(items, len(items)))
+
+        again = replace(
+            demand,
+            classes=shuffled(classes),
+            models=tuple(replace(m, setups=shuffled(m.setups)) for m in shuffled(models)),
+            accelerators=shuffled(demand.accelerators),
+        )
+        assert repr(solve(Problem(shuffled((again, replace(again, key="a/other")))))) == repr(expected)
