@@ -87,9 +87,7 @@ def registry(indices: _Indices, wake: Callable[[], None]) -> kopf.OperatorRegist
     kopf.on.event("", "v1", "nodes", id="node", registry=found)(on_event("nodes", node_of))
     kopf.on.event("", "v1", "pods", id="pod", registry=found)(on_event("pods", lambda body: pod_of(_plain(body))))
     kopf.on.event("apps", "v1", "deployments", labels=MANAGED, id="deployment", registry=found)(
-        on_event(
-            "deployments", lambda body: (body["metadata"].get("generation"), dict(body["metadata"].get("annotations", {})))
-        )
+        on_event("deployments", _child_mark)
     )
     kopf.on.login(id="login", registry=found)(_login)
     return found
@@ -151,12 +149,26 @@ def _plan_mark(body: Any) -> Any:
     return body["metadata"].get("generation"), body["metadata"].get("deletionTimestamp")
 
 
+def _child_mark(body: Any) -> Any:
+    annotations = dict(body["metadata"].get("annotations", {}))
+    return body["metadata"].get("generation"), annotations, _replica_failures(body)
+
+
 def _child(body: Any) -> dict[str, Any]:
-    """A Deployment without what is not compared: status, and the bookkeeping of field managers."""
-    plain = _plain(body)
-    plain.pop("status", None)
+    """A Deployment without what changes all the time: most of its status, and the bookkeeping of field managers."""
+    plain: dict[str, Any] = _plain(body)
+    plain["status"] = {"conditions": _replica_failures(plain)}
     plain["metadata"].pop("managedFields", None)
     return plain
+
+
+def _replica_failures(body: Any) -> list[dict[str, str]]:
+    """Why pods cannot be created, as quotas and admission say it on the Deployment alone."""
+    return [
+        {"message": entry.get("message", "")}
+        for entry in body.get("status", {}).get("conditions", [])
+        if entry["type"] == "ReplicaFailure" and entry["status"] == "True"
+    ]
 
 
 def _plain(value: Any) -> Any:

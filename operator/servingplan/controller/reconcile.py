@@ -31,6 +31,7 @@ from servingplan.controller.world import Measured, PlanObject, World
 from servingplan.planning.problem import Plan, Problem
 from servingplan.planning.solve import solve
 from servingplan.render import names
+from servingplan.render.overlay import OverlayError
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ REPUBLISH_AFTER_S = 5.0
 """A router that has not taken a table by then has refused it, or has missed it."""
 BACKOFF_S = (0.2, 10.0)
 _REMEMBERED = 512
+_REFUSALS = frozenset({400, 403, 422})
+"""Answers that asking again does not change: the user, or who grants rights, has to act."""
 
 
 class RememberingSolver:
@@ -148,15 +151,21 @@ class Loop:
 
     async def _carry_out(self, plan: PlanObject, decision: Decision | None, world: World) -> bool:
         """Applies and reports one plan; says whether a router has yet to take its table."""
-        wanted = None
+        wanted, refused = None, ""
         if decision is not None:
-            children = world.children_of(plan)
-            wanted = desired(decision, world, self.settings, self._revision(decision, world))
-            await apply(self.kube, wanted, world, children, plan.key)
-        found = status(plan, decision, world, wanted.stamp if wanted else None, _now)
+            try:
+                wanted = desired(decision, world, self.settings, self._revision(decision, world))
+                await apply(self.kube, wanted, world, world.children_of(plan), plan.key)
+            except OverlayError as error:
+                refused = f"template: {error}"
+            except KubeError as error:
+                if error.status not in _REFUSALS:
+                    raise
+                refused = str(error)
+        found = status(plan, decision, world, wanted.stamp if wanted else None, _now, refused=refused)
         if found != plan.status:
             await self._report(plan, found)
-        return wanted is not None and _unsettled(wanted, plan, world)
+        return wanted is not None and not refused and _unsettled(wanted, plan, world)
 
     def _revision(self, decision: Decision, world: World) -> int:
         """The table's revision: one more than the published one when routers have not taken that for too long."""
@@ -183,8 +192,17 @@ class Loop:
             "metadata": {"name": plan.owner.name, "namespace": plan.owner.namespace, "uid": plan.owner.uid},
             "status": found,
         }
-        _log_transitions(plan, found)
+        for kind, reason, message in _news(plan, found):
+            log.info("%s: %s %s", plan.key, reason, message)
+            await self._tell(plan, _event(plan, kind, reason, message))
         await self.kube.apply(body, status=True)
+
+    async def _tell(self, plan: PlanObject, event: dict[str, Any]) -> None:
+        try:
+            await self.kube.create("Event", plan.owner.namespace, event)
+        except KubeError as error:
+            # News that does not arrive must not keep a plan from being served.
+            log.warning("%s: event not recorded: %s", plan.key, error)
 
 
 def _unsettled(wanted: Desired, plan: PlanObject, world: World) -> bool:
@@ -192,11 +210,46 @@ def _unsettled(wanted: Desired, plan: PlanObject, world: World) -> bool:
     return any(table is None or f"{table.digest}.{table.revision}" != wanted.stamp for table in served.values())
 
 
-def _log_transitions(plan: PlanObject, found: dict[str, Any]) -> None:
+def _news(plan: PlanObject, found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What a person should hear of: new decisions, and a plan that became ready or no longer is; (type, reason, message)."""
+    news = []
+    history = found.get("history", [])
+    if history and history[:1] != plan.status.get("history", [])[:1]:
+        replicas = ", ".join(f"{setup}={count}" for setup, count in history[0]["replicas"].items()) or "none"
+        news.append(("Normal", "Planned", f"{history[0]['reason']}: {replicas}"))
     before = {entry["type"]: entry.get("reason") for entry in plan.status.get("conditions", [])}
     for entry in found["conditions"]:
-        if before.get(entry["type"]) != entry["reason"]:
-            log.info("%s: %s=%s %s %s", plan.key, entry["type"], entry["status"], entry["reason"], entry["message"])
+        if entry["type"] == "Ready" and before.get("Ready") != entry["reason"]:
+            calm = entry["status"] == "True" or entry["reason"] in {
+                "Progressing",
+                "RouterNotReady",
+                "RoutingNotSynced",
+                "Paused",
+            }
+            news.append(("Normal" if calm else "Warning", entry["reason"], entry["message"] or "the plan is in place"))
+    return news
+
+
+def _event(plan: PlanObject, kind: str, reason: str, message: str) -> dict[str, Any]:
+    now = _now()
+    return {
+        "metadata": {"generateName": f"{plan.owner.name}-", "namespace": plan.owner.namespace},
+        "involvedObject": {
+            "apiVersion": v1alpha1.API_VERSION,
+            "kind": v1alpha1.KIND,
+            "namespace": plan.owner.namespace,
+            "name": plan.owner.name,
+            "uid": plan.owner.uid,
+        },
+        "type": kind,
+        "reason": reason,
+        "message": message[:1024],
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+        "source": {"component": names.FIELD_MANAGER},
+        "reportingComponent": f"{v1alpha1.GROUP}/{names.FIELD_MANAGER}",
+    }
 
 
 def _now() -> str:

@@ -36,7 +36,13 @@ class _Finding:
 
 
 def status(
-    plan: PlanObject, decision: Decision | None, world: World, stamp: str | None, now: Callable[[], str]
+    plan: PlanObject,
+    decision: Decision | None,
+    world: World,
+    stamp: str | None,
+    now: Callable[[], str],
+    *,
+    refused: str = "",
 ) -> dict[str, Any]:
     """The status of a plan.
 
@@ -46,8 +52,9 @@ def status(
         world: What was seen before it was carried out.
         stamp: Digest and revision of the routing table that was published; None where nothing was.
         now: Says the time, as RFC 3339.
+        refused: Why the decision could not be carried out; empty where it was.
     """
-    findings = _findings(plan, decision, world, stamp)
+    findings = _findings(plan, decision, world, stamp, refused)
     found: dict[str, Any] = {"observedGeneration": plan.generation, "conditions": _conditions(plan, findings, now)}
     if decision is None:
         kept = {key: value for key, value in plan.status.items() if key not in found}
@@ -65,16 +72,16 @@ def status(
     return api.ModelServingPlanStatus.model_validate(found).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _findings(plan: PlanObject, decision: Decision | None, world: World, stamp: str | None) -> list[_Finding]:
+def _findings(plan: PlanObject, decision: Decision | None, world: World, stamp: str | None, refused: str) -> list[_Finding]:
     held = held_because(plan)
     if decision is None:
         return _held(plan, held)
     pending = _pending(plan, world)
     feasible = _feasible(decision)
     synced = _synced(plan, world, stamp)
-    ready = _ready(decision, pending, feasible, synced)
+    ready = _Finding("Ready", "False", "ApplyRefused", refused) if refused else _ready(decision, pending, feasible, synced)
     moving = ready.status != "True" and ready.reason in {"Progressing", "RoutingNotSynced", "RouterNotReady"}
-    stalled = ready.reason in {"Infeasible", "PodsNotStarting"}
+    stalled = ready.reason in {"ApplyRefused", "Infeasible", "NoMatchingNodes", "PodsNotStarting"}
     measured = world.measured.get(plan.key)
     return [
         ready,
@@ -123,7 +130,12 @@ def _pending(plan: PlanObject, world: World) -> str:
     """Pods that cannot start, with what the scheduler or kubelet says of the first."""
     stuck = [pod for pod in world.pods_of(plan.key, MODEL_SERVER) if pod.waiting and not pod.terminating]
     stuck += [pod for pod in world.pods_of(plan.key, router.COMPONENT) if pod.waiting and not pod.terminating]
-    return _named(stuck)
+    failing = [
+        f"Deployment {key[2]} cannot create pods: {condition['message']}"
+        for key, body in sorted(world.children_of(plan).items())
+        for condition in body.get("status", {}).get("conditions", [])
+    ]
+    return "; ".join(filter(None, [_named(stuck), *failing]))
 
 
 def _named(stuck: list[Pod]) -> str:
