@@ -1,0 +1,87 @@
+"""What an API server says of the examples, the chart and the model servers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+import pytest
+import yaml
+from testbed.bed import Bed
+
+from servingplan.api.v1alpha1 import ModelServingPlan
+from servingplan.latency.profile import EngineProfile
+from servingplan.render import names, vllm
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "manifests").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def server(bed: Bed) -> Bed:
+    """An API server that knows plans."""
+    bed.kubectl("apply", "--server-side", "--filename", str(ROOT / "crds"))
+    bed.kubectl("wait", "--for=condition=Established", "crd/modelservingplans.servingplan.io", "--timeout=30s")
+    return bed
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def accepted(server: Bed, objects: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What the server would store of these objects, checked as strictly as it can."""
+    file = folder / "objects.json"
+    file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    stored = json.loads(
+        server.kubectl(
+            "apply", "--server-side", "--dry-run=server", "--validate=strict", "--output=json", "--filename", str(file)
+        )
+    )
+    return stored["items"] if stored["kind"] == "List" else [stored]
+
+
+def holds(stored: Any, given: Any) -> bool:
+    """Whether nothing of what was given is missing; the server adds defaults."""
+    if isinstance(given, dict):
+        return isinstance(stored, dict) and all(key in stored and holds(stored[key], given[key]) for key in given)
+    if isinstance(given, list):
+        return len(stored) == len(given) and all(map(holds, stored, given))
+    return bool(stored == given)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_taken_whole(server: Bed, path: Path, tmp_path: Path) -> None:
+    given = documents(path)
+    for obj in given:
+        # A namespace that an example brings along is not there after a dry run.
+        obj["metadata"].pop("namespace", None)
+    stored = accepted(server, given, tmp_path)
+    assert all(map(holds, stored, given))
+
+
+@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["default"]}], ids=["cluster-wide", "one-namespace"])
+def test_every_object_of_the_chart_is_taken_whole(server: Bed, values: dict[str, Any], tmp_path: Path) -> None:
+    with helm.Chart.load(ROOT / "charts/servingplan") as chart:
+        files = chart.render(values, name="dry-run", namespace="default")
+    texts = [text for path, text in files.items() if path.endswith(".yaml")]
+    objects = [document for text in texts for document in yaml.safe_load_all(text) if document]
+    stored = accepted(server, objects, tmp_path)
+    assert all(map(holds, stored, objects))
+
+
+def test_model_servers_run_in_a_namespace_that_enforces_the_restricted_standard(server: Bed, tmp_path: Path) -> None:
+    (plan,) = documents(ROOT / "manifests/plan.yaml")
+    spec = ModelServingPlan.model_validate(plan).spec
+    owner = names.Owner(namespace="restricted-models", name="chat", uid="00000000-0000-0000-0000-000000000001")
+    pool = vllm.Pool(owner, spec.models[0], spec.models[0].setups[0], spec.accelerators[0], EngineProfile())
+    template = vllm.deployment(pool, 1, vllm.VllmSettings(image="vllm/vllm-openai:v0.32.0"), surge=True)["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "spec": template["spec"]}
+    pod["metadata"] = template["metadata"] | {"name": "model-server", "namespace": owner.namespace}
+    server.kubectl("create", "namespace", owner.namespace)
+    try:
+        server.kubectl("label", "namespace", owner.namespace, "pod-security.kubernetes.io/enforce=restricted")
+        (stored,) = accepted(server, [pod], tmp_path)
+    finally:
+        server.kubectl("delete", "namespace", owner.namespace)
+    assert holds(stored["spec"]["containers"], pod["spec"]["containers"])

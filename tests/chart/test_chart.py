@@ -1,0 +1,215 @@
+"""The chart as Helm renders it."""
+
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts/servingplan"
+CRD = "servingplan.io_modelservingplans.yaml"
+
+MODES = {"cluster-wide": {}, "two-namespaces": {"watchNamespaces": ["team-a", "team-b"]}}
+EVERYTHING = {
+    "image": {"repository": "registry.example/servingplan", "tag": "1.2.3", "pullPolicy": "Always"},
+    "imagePullSecrets": [{"name": "pull"}],
+    "watchNamespaces": ["llm"],
+    "extraArgs": ["--some-flag=a b"],
+    "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+    "serviceAccount": {"name": "decider", "annotations": {"a": "b"}},
+    "podAnnotations": {"a": "b"},
+    "podLabels": {"team": "platform"},
+    "priorityClassName": "system-cluster-critical",
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+}
+
+
+def render(values: dict[str, Any], name: str = "servingplan") -> list[dict[str, Any]]:
+    with helm.Chart.load(CHART) as chart:
+        files = chart.render(values, name=name, namespace="servingplan-system")
+    manifests = (text for path, text in sorted(files.items()) if path.endswith(".yaml"))
+    return [document for text in manifests for document in yaml.safe_load_all(text) if document]
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [obj for obj in objects if obj["kind"] == kind]
+
+
+def operator_pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (deployment,) = of_kind(objects, "Deployment")
+    return deployment["spec"]["template"]["spec"]
+
+
+def operator_roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The roles that are bound to the operator, as opposed to those that are there for users."""
+    bound = {
+        (b["roleRef"]["kind"], b["metadata"].get("namespace"), b["roleRef"]["name"])
+        for b in objects
+        if b["kind"].endswith("Binding")
+    }
+    return [r for r in objects if (r["kind"], r["metadata"].get("namespace"), r["metadata"]["name"]) in bound]
+
+
+def grants(role: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {(g, r, v) for rule in role["rules"] for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def test_lint_finds_nothing() -> None:
+    report = helm.lint(CHART, strict=True)
+    assert report["errors"] == []
+    assert [m for m in report["messages"] if m["severity"] > 1] == []
+
+
+@pytest.mark.parametrize("values", [*MODES.values(), EVERYTHING], ids=[*MODES, "everything-set"])
+def test_every_object_has_a_name_of_its_own_and_the_release_s_labels(values: dict[str, Any]) -> None:
+    objects = render(values)
+    keys = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
+    assert len(keys) == len(set(keys))
+    assert {o["metadata"]["labels"]["app.kubernetes.io/instance"] for o in objects} == {"servingplan"}
+
+
+def test_everything_that_can_be_set_arrives_in_the_pod() -> None:
+    objects = render(EVERYTHING)
+    pod = operator_pod(objects)
+    (container,) = pod["containers"]
+    assert container["image"] == "registry.example/servingplan:1.2.3"
+    assert container["args"][-2:] == ["--namespace=llm", "--some-flag=a b"]
+    assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
+    assert pod["serviceAccountName"] == "decider"
+    for key in ("imagePullSecrets", "priorityClassName", "nodeSelector", "tolerations", "affinity"):
+        assert pod[key] == EVERYTHING[key]
+
+
+def test_the_image_is_of_the_chart_s_own_version() -> None:
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert operator_pod(render({}))["containers"][0]["image"] == f"servingplan:{version}"
+
+
+def test_the_operator_is_one_pod_that_never_overlaps_its_successor() -> None:
+    (deployment,) = of_kind(render({}), "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+@pytest.mark.parametrize("values", [*MODES.values(), EVERYTHING], ids=[*MODES, "everything-set"])
+def test_the_operator_s_pod_satisfies_the_restricted_pod_security_standard(values: dict[str, Any]) -> None:
+    pod = operator_pod(render(values))
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert all("emptyDir" in volume for volume in pod["volumes"])
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["readOnlyRootFilesystem"]
+        assert not context["allowPrivilegeEscalation"]
+        assert not any("hostPort" in port for port in container["ports"])
+
+
+@pytest.mark.parametrize("values", MODES.values(), ids=MODES)
+def test_no_role_holds_a_wildcard_or_a_secret(values: dict[str, Any]) -> None:
+    roles = [*of_kind(render(values), "ClusterRole"), *of_kind(render(values), "Role")]
+    for group, resource, verb in set().union(*map(grants, roles)):
+        assert "*" not in group + resource + verb
+        assert resource != "secrets"
+
+
+def test_the_operator_may_write_a_plan_s_status_and_nothing_else_of_it() -> None:
+    (role,) = operator_roles(render({}))
+    plans = {(resource, verb) for group, resource, verb in grants(role) if group == "servingplan.io"}
+    assert plans == {
+        ("modelservingplans", "list"),
+        ("modelservingplans", "watch"),
+        ("modelservingplans/status", "patch"),
+        ("modelservingplans/finalizers", "update"),
+    }
+
+
+def test_with_namespaces_given_only_nodes_are_read_beyond_them() -> None:
+    objects = render(MODES["two-namespaces"])
+    (cluster_role,) = [role for role in operator_roles(objects) if role["kind"] == "ClusterRole"]
+    assert grants(cluster_role) == {("", "nodes", "list"), ("", "nodes", "watch")}
+    assert {role["metadata"]["namespace"] for role in operator_roles(objects) if role["kind"] == "Role"} == {
+        "team-a",
+        "team-b",
+    }
+
+
+def test_both_modes_grant_the_same_within_a_namespace() -> None:
+    (everywhere,) = operator_roles(render({}))
+    scoped = operator_roles(render(MODES["two-namespaces"]))
+    assert len(scoped) == 3
+    assert set().union(*map(grants, scoped)) == grants(everywhere)
+
+
+@pytest.mark.parametrize("values", [*MODES.values(), EVERYTHING], ids=[*MODES, "everything-set"])
+def test_every_binding_speaks_of_the_pod_s_own_service_account(values: dict[str, Any]) -> None:
+    objects = render(values)
+    account = {"kind": "ServiceAccount", "name": operator_pod(objects)["serviceAccountName"], "namespace": "servingplan-system"}
+    bindings = [o for o in objects if o["kind"].endswith("Binding")]
+    assert all(binding["subjects"] == [account] for binding in bindings)
+    assert [o["metadata"]["name"] for o in of_kind(objects, "ServiceAccount")] == [account["name"]]
+
+
+def test_roles_and_the_account_can_be_left_to_somebody_else() -> None:
+    objects = render({"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "mine"}})
+    assert [o["kind"] for o in objects] == ["Deployment"]
+    assert operator_pod(objects)["serviceAccountName"] == "mine"
+
+
+@pytest.mark.parametrize("name", ["a", "gpu-planner", "r" * 53])
+def test_names_stay_valid_for_any_release_name(name: str) -> None:
+    for obj in render(MODES["two-namespaces"], name=name):
+        assert len(obj["metadata"]["name"]) <= (63 if obj["kind"] in {"Deployment", "ServiceAccount"} else 253)
+
+
+WRONG_VALUES = [
+    ({"imge": {}}, "'imge' not allowed"),
+    ({"image": {"tag": 1}}, "'/image/tag': got number, want string"),
+    ({"image": {"pullPolicy": "sometimes"}}, "'/image/pullPolicy': value must be one of 'Always'"),
+    ({"vllm": {"image": "vllm/vllm-openai"}}, "'/vllm/image': 'vllm/vllm-openai' does not match"),
+    ({"router": {"image": "envoy", "replicas": 2}}, "'/router': additional properties 'replicas' not allowed"),
+    ({"prometheus": {"url": "prometheus:9090"}}, "'/prometheus/url': 'prometheus:9090' does not match"),
+    ({"watchNamespaces": "llm"}, "'/watchNamespaces': got string, want array"),
+    ({"watchNamespaces": ["My_Team"]}, "'/watchNamespaces/0': 'My_Team' does not match"),
+    ({"watchNamespaces": ["a", "a"]}, "'/watchNamespaces': items at 0 and 1 are equal"),
+    ({"resyncSeconds": "30"}, "'/resyncSeconds': got string, want integer"),
+    ({"resyncSeconds": 0}, "'/resyncSeconds': minimum: got 0, want 1"),
+    ({"logLevel": "loud"}, "'/logLevel': value must be one of 'debug'"),
+    ({"serviceAccount": {"create": "yes"}}, "'/serviceAccount/create': got string, want boolean"),
+    ({"nodeSelector": {"gpu": True}}, "'/nodeSelector/gpu': got boolean, want string"),
+    ({"extraArgs": "--a"}, "'/extraArgs': got string, want array"),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), WRONG_VALUES, ids=[str(values) for values, _ in WRONG_VALUES])
+def test_a_wrong_value_is_refused_by_name(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(helm.HelmValuesError, match=r"servingplan:\n- at ") as refusal:
+        render(values)
+    assert sentence in str(refusal.value)
+
+
+def test_every_value_is_known_to_the_schema_and_described() -> None:
+    with helm.Chart.load(CHART) as chart:
+        values, schema = chart.values, chart.schema
+    assert schema is not None
+    assert values.keys() == schema["properties"].keys() - {"global"}
+    for name, prop in schema["properties"].items():
+        leaves = prop["properties"].values() if prop.get("additionalProperties") is False else [prop]
+        assert all(leaf.get("description") for leaf in leaves), name
+
+
+def test_the_chart_carries_the_definition_that_the_models_give() -> None:
+    assert (CHART / "crds" / CRD).read_text() == (ROOT / "crds" / CRD).read_text(), "run hack/generate"
+
+
+def test_the_notes_name_what_stays_behind() -> None:
+    with helm.Chart.load(CHART) as chart:
+        notes = chart.render({}, name="servingplan", namespace="servingplan-system")["servingplan/templates/NOTES.txt"]
+    assert "kubectl delete modelservingplans --all" in notes
+    assert "kubectl delete customresourcedefinition modelservingplans.servingplan.io" in notes
