@@ -56,7 +56,10 @@ async def apply(kube: Kube, desired: Desired, world: World, children: dict[Child
 
 def differs(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
     """Whether a live object lacks something that is wanted of it."""
-    return live["metadata"].get("annotations", {}).get(names.ANNOTATION_APPLIED) != digest(wanted) or not _holds(wanted, live)
+    if live["metadata"].get("annotations", {}).get(names.ANNOTATION_APPLIED) != digest(wanted):
+        return True
+    # Items of a list do not say of what kind they are.
+    return any(not _holds(part, live.get(name, {})) for name, part in wanted.items() if name not in {"apiVersion", "kind"})
 
 
 def digest(body: dict[str, Any]) -> str:
@@ -75,8 +78,8 @@ def _holds(wanted: Any, live: Any) -> bool:
     """Whether everything in ``wanted`` is in ``live``, which may hold more: defaults, and what other managers own."""
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(
-            # The API server stores no empty maps and lists.
-            (key in live and _holds(value, live[key])) or (key not in live and value in ({}, [], None))
+            # The API server stores no empty maps and lists, and few fields that are false.
+            (key in live and _holds(value, live[key])) or (key not in live and (value is False or value in ({}, [], None)))
             for key, value in wanted.items()
         )
     if isinstance(wanted, list):

@@ -133,6 +133,7 @@ def _pending(plan: PlanObject, world: World) -> str:
     failing = [
         f"Deployment {key[2]} cannot create pods: {condition['message']}"
         for key, body in sorted(world.children_of(plan).items())
+        if key[0] == "Deployment"
         for condition in body.get("status", {}).get("conditions", [])
     ]
     return "; ".join(filter(None, [_named(stuck), *failing]))

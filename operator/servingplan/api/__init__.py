@@ -1,0 +1,1 @@
+"""The contracts: what a user writes, what the router reads."""

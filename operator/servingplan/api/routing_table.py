@@ -1,0 +1,125 @@
+"""The routing table: what the controller decided, as the router and people read it.
+
+One ConfigMap per plan holds it twice: ``table.json`` is this model, the ``*.yaml`` keys are the Envoy resources made from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+WEIGHT_TOTAL = 1_000_000
+"""Routing weights are parts per million: finer than any share a plan can tell apart."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, extra="forbid", frozen=True)
+
+
+class Pool(_Table):
+    """The replicas of one setup of one model, reached by the name of their headless Service.
+
+    Attributes:
+        name: Name of the setup's Deployment and Service.
+        address: DNS name that resolves to the ready replicas.
+        price: Congestion price of one request per second on this setup, in quality per request.
+    """
+
+    name: str
+    setup: str
+    address: str
+    port: int = 8000
+    price: float = 0.0
+
+
+class ModelEntry(_Table):
+    """A model and the pools that serve it.
+
+    Attributes:
+        price: What a request must gain in quality to be worth this model, in quality per request.
+        weights: Parts per million of the model's requests by pool name; empty while no replica is ready.
+    """
+
+    name: str
+    price: float = 0.0
+    pools: tuple[Pool, ...]
+    weights: dict[str, int] = Field(default_factory=dict)
+
+
+class ClassEntry(_Table):
+    """A request class and where it goes.
+
+    Attributes:
+        headers: Headers with the exact values that tell the class; empty for the class that takes the rest.
+        weights: Parts per million of the requests that are served, by pool name; empty while nothing can serve the class.
+        shares: Fraction of the class by model name; with ``shed`` it sums to 1.
+        shed: Fraction of the class that is refused with 429.
+        ttft_s: Time to first token that the class may expect, for pickers; None without such a bound.
+    """
+
+    name: str
+    headers: dict[str, str] = Field(default_factory=dict)
+    weights: dict[str, int] = Field(default_factory=dict)
+    shares: dict[str, float] = Field(default_factory=dict)
+    shed: float = Field(default=0.0, ge=0.0, le=1.0)
+    ttft_s: float | None = None
+
+
+class RoutingTable(_Table):
+    """Everything a router needs to know of a plan.
+
+    Raises:
+        ValueError: A weight names a pool that is not in the table, or weights do not sum to ``WEIGHT_TOTAL``.
+    """
+
+    namespace: str
+    plan: str
+    generation: int
+    timeout_s: int = 3600
+    models: tuple[ModelEntry, ...]
+    classes: tuple[ClassEntry, ...]
+
+    @model_validator(mode="after")
+    def _weights_are_whole(self) -> RoutingTable:
+        pools = {pool.name for model in self.models for pool in model.pools}
+        entries: tuple[ModelEntry | ClassEntry, ...] = (*self.models, *self.classes)
+        for entry in entries:
+            unknown = set(entry.weights) - pools
+            if unknown:
+                message = f"{entry.name}: weights name no pool of the table: {', '.join(sorted(unknown))}"
+                raise ValueError(message)
+            if entry.weights and sum(entry.weights.values()) != WEIGHT_TOTAL:
+                message = f"{entry.name}: weights sum to {sum(entry.weights.values())}, not to {WEIGHT_TOTAL}"
+                raise ValueError(message)
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that differ when anything in the table differs."""
+        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
+
+
+def whole_weights(shares: dict[str, float]) -> dict[str, int]:
+    """Shares as whole parts per million that sum to the total, by largest remainder; no share above 0 becomes 0.
+
+    Args:
+        shares: Non-negative shares by name, in any unit.
+
+    Returns:
+        Positive parts by name, in the order of the names; empty when every share is 0.
+    """
+    total = sum(shares.values())
+    if total <= 0:
+        return {}
+    exact = {name: share / total * WEIGHT_TOTAL for name, share in sorted(shares.items()) if share > 0}
+    parts = {name: max(1, int(value)) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (parts[name] - exact[name], name))
+    missing = WEIGHT_TOTAL - sum(parts.values())
+    if missing < 0:
+        # Raising tiny shares to 1 took parts that the largest share can spare.
+        parts[max(parts, key=lambda name: (parts[name], name))] += missing
+    for name in by_remainder[: max(0, missing)]:
+        parts[name] += 1
+    return parts

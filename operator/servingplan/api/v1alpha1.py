@@ -1,0 +1,678 @@
+"""The ModelServingPlan as users write it and as the operator reports on it.
+
+These models are the one source of the CRD, of the field reference in ``docs/plan.md`` and of the operator's own parsing.
+A field's description is what ``kubectl explain`` shows. A rule that one object can break is stated where the API server can
+enforce it (schema or CEL); a rule that needs the cluster (a ConfigMap that exists, a node of that kind) becomes a condition.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from servingplan.api import fields
+from servingplan.api.fields import (
+    ATOMIC_LIST,
+    ATOMIC_MAP,
+    LIST_BY_NAME,
+    Fraction,
+    HeaderValue,
+    Label,
+    LabelValue,
+    ModelName,
+    ModelSource,
+    NamedList,
+    NonNegative,
+    PodOverlay,
+    Positive,
+    ResourceName,
+    Rule,
+)
+
+GROUP = "servingplan.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "ModelServingPlan"
+PLURAL = "modelservingplans"
+
+AUTO = "auto"
+"""The model name by which clients leave the choice to the plan; the plan's own name does the same."""
+
+PLAN_NAME_LENGTH = 40
+"""Children's names begin with the plan's name, and a Service's name ends at 63 characters."""
+
+SUMMARY_QUALITY = "quality"
+SUMMARY_SLO = "slo"
+SUMMARY_GPUS = "gpus"
+SUMMARY_ACCELERATORS = "accelerators"
+SUMMARY_COST_PER_HOUR = "costPerHour"
+"""Keys of ``status.summary``, the short texts behind the columns of ``kubectl get``."""
+
+LABEL_KEY_LENGTH = 253 + 1 + 63
+HEADER_LENGTH = 128
+
+ARGS_OF_OPERATOR = {
+    "--data-parallel-size": "it must stay 1, add replicas instead",
+    "--host": "pods listen on every address",
+    "--max-num-batched-tokens": "set profile.maxNumBatchedTokens",
+    "--max-num-seqs": "set profile.maxNumSeqs",
+    "--model": "set source",
+    "--pipeline-parallel-size": "it must stay 1, all units of count go to tensor parallelism",
+    "--port": "clients see router.service.port",
+    "--served-model-name": "set the name of the model",
+    "--shutdown-timeout": "set drainSeconds of the model",
+    "--tensor-parallel-size": "set count",
+    "-dp": "it must stay 1, add replicas instead",
+    "-pp": "it must stay 1, all units of count go to tensor parallelism",
+    "-tp": "set count",
+}
+"""Arguments of vllm serve that the operator writes, with what to do instead."""
+
+RESERVED_HEADERS = (
+    "connection",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-gateway-destination-endpoint",
+)
+"""Headers that HTTP or the router uses itself, so that no class can be told by them."""
+
+
+def _flag(arg: str) -> str:
+    """The name of a flag as vLLM understands it: what stands before ``=``, with dashes."""
+    return arg.split("=", 1)[0].replace("_", "-")
+
+
+def _is_label_key(key: str) -> bool:
+    return len(key) <= LABEL_KEY_LENGTH and re.fullmatch(fields.LABEL_KEY_PATTERN, key) is not None
+
+
+def _is_header(name: str) -> bool:
+    return len(name) <= HEADER_LENGTH and re.fullmatch(fields.HEADER_PATTERN, name) is not None
+
+
+_CEL_LABEL_KEY = f"(k.size() <= {LABEL_KEY_LENGTH} && k.matches('{fields.LABEL_KEY_PATTERN}'))"
+_CEL_HEADER = f"(h.size() <= {HEADER_LENGTH} && h.matches('{fields.HEADER_PATTERN}'))"
+_CEL_FLAG = "a.split('=')[0].replace('_', '-')"
+# CEL reads JSON's literals.
+_CEL_RESERVED_HEADERS = json.dumps(RESERVED_HEADERS)
+_CEL_ARGS_OF_OPERATOR = json.dumps(ARGS_OF_OPERATOR)
+
+
+class _Object(BaseModel):
+    """Camel case on the wire, snake case in Python, frozen, no unknown field, no conversion, and the rules of its kind."""
+
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, extra="forbid", frozen=True, strict=True)
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        for rule in self.RULES:
+            rule.check(self)
+        return self
+
+
+class LatencyTarget(_Object):
+    """A bound on one latency, for a percentile or for the mean of the requests."""
+
+    RULES = (
+        Rule(
+            message="give percentile or statistic, not both",
+            cel="!has(self.percentile) || !has(self.statistic)",
+            holds=lambda target: target.percentile is None or target.statistic is None,
+        ),
+    )
+
+    seconds: Positive = Field(description="The bound, in seconds.")
+    percentile: int | None = Field(
+        default=None,
+        ge=50,
+        le=99,
+        description="The percentile of requests that keeps the bound; 95 where neither this nor statistic is given.",
+    )
+    statistic: Literal["Mean"] | None = Field(default=None, description="Mean: the bound holds for the mean.")
+
+
+class ServiceLevelObjective(_Object):
+    """The latency that a request may expect; every bound that is given holds on every route in use."""
+
+    RULES = (
+        Rule(
+            message="give at least one of ttft, interTokenLatency and e2e",
+            cel="has(self.ttft) || has(self.interTokenLatency) || has(self.e2e)",
+            holds=lambda slo: slo.ttft is not None or slo.inter_token_latency is not None or slo.e2e is not None,
+        ),
+    )
+
+    ttft: LatencyTarget | None = Field(default=None, description="Time from the request's arrival to its first token.")
+    inter_token_latency: LatencyTarget | None = Field(default=None, description="Mean time between a request's output tokens.")
+    e2e: LatencyTarget | None = Field(
+        default=None,
+        alias="e2e",
+        description="Time from the request's arrival to its last token, for the class's mean output length.",
+    )
+
+
+class Budget(_Object):
+    """What the plan may spend."""
+
+    cost_per_hour: NonNegative = Field(description="Upper bound on the summed costPerHour of the accelerators in use.")
+
+
+class Accelerator(_Object):
+    """A kind of GPU and where it is found."""
+
+    RULES = (
+        Rule(
+            message="a key of nodeSelector must be the name of a label",
+            cel=f"!has(self.nodeSelector) || self.nodeSelector.all(k, {_CEL_LABEL_KEY})",
+            culprit_cel=f"self.nodeSelector.filter(k, !{_CEL_LABEL_KEY})[0]",
+            culprits=lambda accelerator: [key for key in accelerator.node_selector if not _is_label_key(key)],
+            field_path=".nodeSelector",
+        ),
+    )
+
+    name: Label = Field(description="The name that setups refer to.")
+    resource: ResourceName = Field(
+        default="nvidia.com/gpu",
+        description="The extended resource that nodes advertise, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb.",
+    )
+    node_selector: dict[str, LabelValue] = Field(
+        default_factory=dict,
+        max_length=16,
+        json_schema_extra=ATOMIC_MAP,
+        description="Labels of the nodes that hold this kind; empty means every node with the resource.",
+    )
+    limit: int | None = Field(default=None, ge=0, le=100_000, description="At most this many units, however many are free.")
+    cost_per_hour: NonNegative = Field(default=Decimal(0), description="Cost of one unit for an hour.")
+
+
+class Coefficients(_Object):
+    """Step time of the engine: alphaMs + max(floorMs, betaMs * computed tokens) + gammaMs * KV tokens read."""
+
+    alpha_ms: Positive = Field(description="Milliseconds that every step takes.")
+    beta_ms: NonNegative = Field(description="Milliseconds per token computed in the step.")
+    gamma_ms: NonNegative = Field(description="Milliseconds per token of KV cache read in the step.")
+    floor_ms: NonNegative = Field(
+        default=Decimal(0), description="Milliseconds to read the weights, below which computing tokens is free."
+    )
+
+
+class MeasuredPoint(_Object):
+    """One closed-loop measurement of a replica."""
+
+    concurrency: int = Field(ge=1, le=100_000, description="Requests in flight.")
+    prompt_tokens: int = Field(ge=1, le=10_000_000, description="Prompt tokens of each request.")
+    output_tokens: int = Field(ge=1, le=10_000_000, description="Output tokens of each request.")
+    ttft_ms: Positive = Field(description="Mean time to first token in milliseconds.")
+    tpot_ms: Positive = Field(description="Mean time between output tokens in milliseconds.")
+
+
+class Profile(_Object):
+    """How fast one replica is: fitted coefficients, or measured points."""
+
+    RULES = (
+        Rule(
+            message="give coefficients or points, exactly one of them",
+            cel="has(self.coefficients) != has(self.points)",
+            holds=lambda profile: (profile.coefficients is None) != (profile.points is None),
+        ),
+        Rule(
+            message="measure at two different concurrencies at least",
+            cel="!has(self.points) || self.points.size() < 2"
+            " || self.points.exists(p, p.concurrency != self.points[0].concurrency)",
+            holds=lambda profile: profile.points is None or len({p.concurrency for p in profile.points}) > 1,
+            field_path=".points",
+        ),
+        Rule(
+            message="maxNumSeqs must not exceed maxNumBatchedTokens, or vLLM does not start",
+            cel="self.maxNumSeqs <= self.maxNumBatchedTokens",
+            holds=lambda profile: profile.max_num_seqs <= profile.max_num_batched_tokens,
+            field_path=".maxNumSeqs",
+        ),
+    )
+
+    coefficients: Coefficients | None = Field(default=None, description="Fitted step-time coefficients.")
+    points: list[MeasuredPoint] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=64,
+        json_schema_extra=ATOMIC_LIST,
+        description="Measurements at two or more concurrencies.",
+    )
+    max_num_seqs: int = Field(
+        default=256, ge=1, le=65_536, description="Requests the engine runs at once (vLLM --max-num-seqs)."
+    )
+    max_num_batched_tokens: int = Field(
+        default=2048, ge=16, le=1_048_576, description="Token budget of a step (vLLM --max-num-batched-tokens)."
+    )
+    kv_tokens: int | None = Field(
+        default=None, ge=16, le=1_000_000_000, description="Tokens that fit in the KV cache of a replica; it bounds the batch."
+    )
+
+
+class ConfigMapKeySelector(_Object):
+    """A key of a ConfigMap in the plan's namespace."""
+
+    name: str = Field(min_length=1, max_length=253, description="Name of the ConfigMap.")
+    key: str = Field(min_length=1, max_length=253, description="Key whose value is the profile as YAML.")
+
+
+class ProfileSource(_Object):
+    """Where a profile is kept."""
+
+    config_map_key_ref: ConfigMapKeySelector = Field(description="A ConfigMap key in the plan's namespace.")
+
+
+class Setup(_Object):
+    """One way to deploy a model: an accelerator kind, how many units of it, engine flags, and how fast that is."""
+
+    RULES = (
+        Rule(
+            message="minReplicas must not exceed maxReplicas",
+            cel="!has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
+            holds=lambda setup: setup.max_replicas is None or setup.min_replicas <= setup.max_replicas,
+            field_path=".minReplicas",
+        ),
+        Rule(
+            message="give profile or profileFrom, exactly one of them",
+            cel="has(self.profile) != has(self.profileFrom)",
+            holds=lambda setup: (setup.profile is None) != (setup.profile_from is None),
+        ),
+        Rule(
+            message="leave out an argument that the operator writes itself",
+            cel=f"!has(self.args) || !self.args.exists(a, {_CEL_FLAG} in {_CEL_ARGS_OF_OPERATOR})",
+            field_path=".args",
+            culprit_cel=f"self.args.map(a, {_CEL_FLAG} in {_CEL_ARGS_OF_OPERATOR},"
+            f" {_CEL_FLAG} + ', ' + {_CEL_ARGS_OF_OPERATOR}[{_CEL_FLAG}])[0]",
+            culprits=lambda setup: [
+                f"{_flag(arg)}, {ARGS_OF_OPERATOR[_flag(arg)]}" for arg in setup.args if _flag(arg) in ARGS_OF_OPERATOR
+            ],
+        ),
+    )
+
+    name: Label = Field(description="Name of the setup, unique within its model.")
+    accelerator: Label = Field(description="Name of an entry of spec.accelerators.")
+    count: int = Field(default=1, ge=1, le=64, description="Units of the accelerator per replica; the tensor parallel size.")
+    min_replicas: int = Field(default=0, ge=0, le=1000, description="Replicas that always run.")
+    max_replicas: int | None = Field(default=None, ge=0, le=1000, description="Replicas that may run at most.")
+    cold_start_seconds: int = Field(
+        default=120, ge=1, le=7200, description="Seconds from a pod's start until it answers (99th percentile)."
+    )
+    args: list[Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=list,
+        max_length=32,
+        json_schema_extra=ATOMIC_LIST,
+        description=f"Further arguments of vllm serve; {', '.join(ARGS_OF_OPERATOR)} are the operator's.",
+    )
+    profile: Profile | None = Field(default=None, description="How fast a replica is.")
+    profile_from: ProfileSource | None = Field(default=None, description="Where the profile is kept instead.")
+
+
+class Quality(_Object):
+    """How good a model's answers are, on one scale for all models of the plan."""
+
+    default: Fraction = Field(description="Score between 0 and 1 for every class that is not named.")
+    classes: dict[str, Fraction] = Field(default_factory=dict, max_length=32, description="Score by request class.")
+
+
+class Model(_Object):
+    """A model that the plan may serve."""
+
+    RULES = (
+        Rule(
+            message="auto is reserved: clients send it to leave the choice to the plan",
+            cel="self.name != 'auto'",
+            holds=lambda model: model.name != AUTO,
+            field_path=".name",
+        ),
+    )
+
+    name: ModelName = Field(description="The name clients send as `model` to ask for this one.")
+    source: ModelSource = Field(description="What vLLM loads: a repository id or a path.")
+    quality: Quality = Field(description="Scores of the model's answers.")
+    setups: NamedList[Setup] = Field(
+        min_length=1,
+        max_length=8,
+        json_schema_extra=LIST_BY_NAME,
+        description="The ways in which the model may be deployed.",
+    )
+    drain_seconds: int = Field(
+        default=120, ge=0, le=3600, description="Seconds that running requests get to finish when a replica stops."
+    )
+    template: PodOverlay | None = Field(
+        default=None,
+        description="Pod template merged strategically over the generated one; the container is named vllm.",
+    )
+
+
+class TokenLengths(_Object):
+    """A distribution of token counts by its first two moments."""
+
+    mean: Positive = Field(description="Mean number of tokens.")
+    cv: NonNegative = Field(default=Decimal(1), description="Coefficient of variation.")
+
+
+class ClassMatch(_Object):
+    """Which requests belong to a class."""
+
+    RULES = (
+        Rule(
+            message="header names are lower case letters, digits, dashes and underscores",
+            cel=f"self.headers.all(h, {_CEL_HEADER})",
+            field_path=".headers",
+            culprit_cel=f"self.headers.filter(h, !{_CEL_HEADER})[0]",
+            culprits=lambda match: [name for name in match.headers if not _is_header(name)],
+        ),
+        Rule(
+            message="choose a header that neither HTTP nor the router uses itself",
+            cel=f"!self.headers.exists(h, h in {_CEL_RESERVED_HEADERS})",
+            field_path=".headers",
+            culprit_cel=f"self.headers.filter(h, h in {_CEL_RESERVED_HEADERS})[0]",
+            culprits=lambda match: [name for name in match.headers if name in RESERVED_HEADERS],
+        ),
+    )
+
+    headers: dict[str, HeaderValue] = Field(
+        min_length=1,
+        max_length=8,
+        json_schema_extra=ATOMIC_MAP,
+        description="Headers with the exact value that each must have, all of them.",
+    )
+
+
+class RequestClass(_Object):
+    """A kind of request: how to tell it, how much of it there is, and what it may expect."""
+
+    name: Label = Field(description="Name of the class.")
+    match: ClassMatch | None = Field(
+        default=None, description="Which requests belong to it; without it the class takes what no other class matches."
+    )
+    prompt_tokens: TokenLengths = Field(default=TokenLengths(mean=Decimal(512)), description="Prompt lengths.")
+    output_tokens: TokenLengths = Field(default=TokenLengths(mean=Decimal(128)), description="Output lengths.")
+    rate: NonNegative = Field(default=Decimal(1), description="Requests per second to plan for.")
+    weight: Positive = Field(
+        default=Decimal(1), description="Importance per request: of quality, and of who is served when not all can be."
+    )
+    slo: ServiceLevelObjective | None = Field(default=None, description="Latency of this class instead of spec.slo.")
+
+
+class RouterService(_Object):
+    """The Service in front of the router."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(default="ClusterIP", description="Service type.")
+    port: int = Field(default=80, ge=1, le=65535, description="Port of the Service.")
+    annotations: dict[str, Annotated[str, Field(max_length=1024)]] = Field(
+        default_factory=dict, max_length=32, description="Annotations of the Service."
+    )
+
+
+class Router(_Object):
+    """The Envoy that clients talk to."""
+
+    policy: Literal["Weights"] = Field(
+        default="Weights", description="Weights: Envoy splits every class by the plan's weights."
+    )
+    replicas: int = Field(default=2, ge=1, le=100, description="Router pods.")
+    timeout_seconds: int = Field(
+        default=3600, ge=1, le=86_400, description="Longest time an answer may take, streams included."
+    )
+    service: RouterService = Field(default_factory=RouterService, description="The Service in front of the router.")
+    template: PodOverlay | None = Field(
+        default=None,
+        description="Pod template merged strategically over the generated one; the container is named envoy.",
+    )
+
+
+_CEL_LISTED = "self.accelerators.exists(a, a.name == s.accelerator)"
+_CEL_FITS = "self.accelerators.all(a, a.name != s.accelerator || !has(a.limit) || a.limit < 0 || s.count <= a.limit)"
+
+
+def _unlisted_accelerators(spec: ModelServingPlanSpec) -> list[str]:
+    listed = {accelerator.name for accelerator in spec.accelerators}
+    return [
+        f"model {model.name}, setup {setup.name} names {setup.accelerator}"
+        for model in spec.models
+        for setup in model.setups
+        if setup.accelerator not in listed
+    ]
+
+
+def _oversized_setups(spec: ModelServingPlanSpec) -> list[str]:
+    limits = {accelerator.name: accelerator.limit for accelerator in spec.accelerators}
+    return [
+        f"model {model.name}, setup {setup.name} of {setup.accelerator}"
+        for model in spec.models
+        for setup in model.setups
+        if (limit := limits.get(setup.accelerator)) is not None and setup.count > limit
+    ]
+
+
+def _same_gpus(spec: ModelServingPlanSpec) -> list[str]:
+    pools = [(accelerator.resource, accelerator.node_selector) for accelerator in spec.accelerators]
+    return [accelerator.name for accelerator, pool in zip(spec.accelerators, pools, strict=True) if pools.count(pool) > 1]
+
+
+def _same_match(spec: ModelServingPlanSpec) -> list[str]:
+    matches = [entry.match for entry in spec.request_classes]
+    return [entry.name for entry in spec.request_classes if entry.match and matches.count(entry.match) > 1]
+
+
+def _unlisted_classes(spec: ModelServingPlanSpec) -> list[str]:
+    listed = {entry.name for entry in spec.request_classes}
+    return [f"model {model.name} names {name}" for model in spec.models for name in model.quality.classes if name not in listed]
+
+
+class ModelServingPlanSpec(_Object):
+    """What is wanted: the models, how each may be deployed, the requests, and the latency they may expect."""
+
+    RULES = (
+        Rule(
+            message="every setup must name an entry of spec.accelerators",
+            cel=f"self.accelerators.size() == 0 || self.models.all(m, m.setups.all(s, {_CEL_LISTED}))",
+            field_path=".models",
+            culprit_cel=f"self.models.map(m, !m.setups.all(s, {_CEL_LISTED}), 'model ' + m.name"
+            f" + m.setups.map(s, !{_CEL_LISTED}, ', setup ' + s.name + ' names ' + s.accelerator)[0])[0]",
+            culprits=_unlisted_accelerators,
+        ),
+        Rule(
+            message="a replica must fit within the limit of its accelerator",
+            cel=f"self.models.all(m, m.setups.all(s, {_CEL_FITS}))",
+            field_path=".models",
+            culprit_cel=f"self.models.map(m, !m.setups.all(s, {_CEL_FITS}), 'model ' + m.name + m.setups.map(s, !{_CEL_FITS},"
+            " ', setup ' + s.name + ' of ' + s.accelerator)[0])[0]",
+            culprits=_oversized_setups,
+        ),
+        Rule(
+            message="tell two accelerators apart by resource or nodeSelector, or their GPUs are counted twice",
+            cel="self.accelerators.all(a, self.accelerators.exists_one(b,"
+            " a.resource == b.resource && a.nodeSelector == b.nodeSelector))",
+            field_path=".accelerators",
+            culprit_cel="self.accelerators.map(a, !self.accelerators.exists_one(b,"
+            " a.resource == b.resource && a.nodeSelector == b.nodeSelector), a.name)[0]",
+            culprits=_same_gpus,
+        ),
+        Rule(
+            message="at most one request class may be without match: it takes the requests that no other class matches",
+            cel="!has(self.requestClasses) || self.requestClasses.filter(c, !has(c.match)).size() <= 1",
+            holds=lambda spec: sum(c.match is None for c in spec.request_classes) <= 1,
+            field_path=".requestClasses",
+        ),
+        Rule(
+            message="two request classes must not match the same headers",
+            cel="!has(self.requestClasses) || self.requestClasses.all(c, !has(c.match)"
+            " || self.requestClasses.exists_one(d, has(d.match) && d.match.headers == c.match.headers))",
+            field_path=".requestClasses",
+            culprit_cel="self.requestClasses.map(c, has(c.match)"
+            " && !self.requestClasses.exists_one(d, has(d.match) && d.match.headers == c.match.headers), c.name)[0]",
+            culprits=_same_match,
+        ),
+        Rule(
+            message="quality.classes may only name entries of spec.requestClasses",
+            field_path=".models",
+            culprits=_unlisted_classes,
+        ),
+    )
+
+    mode: Literal["Auto", "Paused"] = Field(
+        default="Auto", description="Auto: decide and apply. Paused: hold replicas and routing weights as they are."
+    )
+    slo: ServiceLevelObjective = Field(description="Latency that every class may expect unless it says otherwise.")
+    budget: Budget | None = Field(default=None, description="What the plan may spend.")
+    accelerators: NamedList[Accelerator] = Field(
+        min_length=1,
+        max_length=16,
+        json_schema_extra=LIST_BY_NAME,
+        description="The kinds of GPU that the plan may use.",
+    )
+    models: NamedList[Model] = Field(
+        min_length=1,
+        max_length=32,
+        json_schema_extra=LIST_BY_NAME,
+        description="The models that the plan may serve.",
+    )
+    request_classes: NamedList[RequestClass] = Field(
+        default=[RequestClass(name="default")],
+        min_length=1,
+        max_length=32,
+        json_schema_extra=LIST_BY_NAME,
+        description="The kinds of request, matched in the order in which they stand.",
+    )
+    router: Router = Field(default_factory=Router, description="The router in front of the models.")
+
+
+class Condition(_Object):
+    """A condition as Kubernetes writes them."""
+
+    type: str = Field(description="Type of the condition.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    observed_generation: int | None = Field(default=None, description="Generation of the spec it speaks of.")
+    last_transition_time: str = Field(description="When the status last changed.", json_schema_extra={"format": "date-time"})
+    reason: str = Field(description="One word for programs.")
+    message: str = Field(default="", description="One sentence for people.")
+
+
+class LatencySummary(_Object):
+    """Latencies in seconds."""
+
+    ttft_mean: str | None = Field(default=None, description="Mean time to first token in seconds.")
+    ttft_p95: str | None = Field(default=None, description="95th percentile of the time to first token in seconds.")
+    inter_token_mean: str | None = Field(default=None, description="Mean inter-token latency in seconds.")
+
+
+class AllocationStatus(_Object):
+    """What one setup of one model has."""
+
+    model: str = Field(description="Model.")
+    setup: str = Field(description="Setup.")
+    accelerator: str = Field(description="Accelerator kind.")
+    deployment: str = Field(description="Name of the Deployment.")
+    replicas: int = Field(description="Replicas that the plan wants.")
+    ready: int = Field(description="Replicas that are ready.")
+    units: int = Field(description="Accelerator units that the wanted replicas take.")
+    rate: str = Field(description="Requests per second that the plan sends here.")
+    utilization: str = Field(description="Planned load as a fraction of the capacity at the SLO.")
+    predicted: LatencySummary | None = Field(default=None, description="Latency predicted at the planned load.")
+    observed: LatencySummary | None = Field(default=None, description="Latency measured over the last minutes.")
+
+
+class RouteStatus(_Object):
+    """Where one class goes."""
+
+    request_class: str = Field(alias="class", description="Request class.")
+    weights: dict[str, str] = Field(default_factory=dict, description="Share of the class by model; with shed it sums to 1.")
+    shed: str = Field(default="0", description="Share of the class that is refused with 429.")
+
+
+class ObjectiveStatus(_Object):
+    """What the plan achieves."""
+
+    quality: str = Field(description="Mean quality of the answers, weighted by class.")
+    cost_per_hour: str = Field(description="Cost of the accelerators in use.")
+    bound: str | None = Field(default=None, description="Proven upper bound on the quality.")
+    gap: str | None = Field(default=None, description="Relative distance between the bound and the plan.")
+
+
+class Decision(_Object):
+    """One decision of the past."""
+
+    time: str = Field(description="When it was taken.", json_schema_extra={"format": "date-time"})
+    generation: int = Field(description="Generation of the spec it followed.")
+    reason: str = Field(description="Why it was taken.")
+    replicas: dict[str, int] = Field(default_factory=dict, description="Replicas by model/setup.")
+
+
+class RouterStatus(_Object):
+    """What the router serves."""
+
+    address: str = Field(description="Address inside the cluster.")
+    ready: int = Field(description="Router pods that are ready.")
+    generation: int | None = Field(default=None, description="Generation of the plan in the table that every pod serves.")
+    table: str | None = Field(default=None, description="Hash of the routing table that every pod serves.")
+
+
+class ModelServingPlanStatus(_Object):
+    """What is."""
+
+    observed_generation: int | None = Field(default=None, description="Generation that this status speaks of.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        json_schema_extra=LIST_BY_NAME | {"x-kubernetes-list-map-keys": ["type"]},
+        description="Ready, Reconciling, Stalled, Feasible, RoutingSynced, MetricsAvailable, SLOMet.",
+    )
+    allocations: list[AllocationStatus] = Field(default_factory=list, description="What every setup in use has.")
+    routes: list[RouteStatus] = Field(default_factory=list, description="Where every class goes.")
+    objective: ObjectiveStatus | None = Field(default=None, description="What the plan achieves.")
+    router: RouterStatus | None = Field(default=None, description="What the router serves.")
+    accelerators: dict[str, int] = Field(default_factory=dict, description="Units in use by accelerator kind.")
+    summary: dict[str, str] = Field(default_factory=dict, description="Short texts for the columns of kubectl get.")
+    history: list[Decision] = Field(default_factory=list, max_length=10, description="The last ten decisions.")
+
+
+class Metadata(_Object):
+    """What the rules need to know of an object's metadata."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(description="Name of the plan.")
+
+
+class ModelServingPlan(_Object):
+    """Decides jointly how several language models share the cluster's GPUs and which request goes to which model."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    RULES = (
+        Rule(
+            message="no model may bear the plan's own name: clients send it to leave the choice to the plan",
+            cel="self.spec.models.all(m, m.name != self.metadata.name)",
+            holds=lambda plan: all(model.name != plan.metadata.name for model in plan.spec.models),
+            field_path=".spec.models",
+        ),
+        Rule(
+            message=f"must have at most {PLAN_NAME_LENGTH} characters, begin with a letter and hold only lower case letters,"
+            " digits and dashes, because the names of Services are made from it",
+            cel=f"self.metadata.name.size() <= {PLAN_NAME_LENGTH} && self.metadata.name.matches('{fields.PLAN_NAME_PATTERN}')",
+            holds=lambda plan: (
+                len(plan.metadata.name) <= PLAN_NAME_LENGTH
+                and re.fullmatch(fields.PLAN_NAME_PATTERN, plan.metadata.name) is not None
+            ),
+            field_path=".metadata.name",
+        ),
+    )
+
+    metadata: Metadata = Field(description="Standard metadata, of which the rules need the name.")
+    spec: ModelServingPlanSpec = Field(description="What is wanted.")
+    status: ModelServingPlanStatus | None = Field(default=None, description="What is.")
