@@ -20,7 +20,9 @@ from servingplan.render import names, router
 log = logging.getLogger(__name__)
 
 
-async def apply(kube: Kube, desired: Desired, world: World, children: dict[ChildKey, dict[str, Any]], plan_key: str) -> int:
+async def apply(
+    kube: Kube, desired: Desired, world: World, children: dict[ChildKey, dict[str, Any]], plan_key: str
+) -> tuple[ChildKey, ...]:
     """Makes one plan's objects what they should be, in an order in which no request meets a gap.
 
     What starts or grows comes first, then the routing table, then what shrinks or goes: weights leave a replica before the
@@ -34,30 +36,38 @@ async def apply(kube: Kube, desired: Desired, world: World, children: dict[Child
         plan_key: ``namespace/name``.
 
     Returns:
-        Number of objects written or deleted.
+        The objects that others had changed and that are mended now.
     """
+    mended = tuple(key for key, body in desired.objects.items() if key in children and _drifted(body, children[key]))
     shrinking = {key for key, body in desired.pools.items() if _shrinks(body, children.get(key))}
-    written = 0
     for key, body in desired.pools.items():
         if key not in shrinking:
-            written += await _apply(kube, body, children.get(key))
-    table_written = await _apply(kube, desired.table, children.get(key_of(desired.table)))
+            await _apply(kube, body, children.get(key))
+    await _apply(kube, desired.table, children.get(key_of(desired.table)))
     for key, body in desired.router.items():
-        written += await _apply(kube, body, children.get(key))
+        await _apply(kube, body, children.get(key))
     await _stamp(kube, desired, world, plan_key)
     for key in sorted(shrinking):
-        written += await _apply(kube, desired.pools[key], children.get(key))
-    for key in sorted(children.keys() - desired.keys):
+        await _apply(kube, desired.pools[key], children.get(key))
+    for key in sorted(children.keys() - desired.objects.keys()):
         log.info("%s: delete %s %s", plan_key, key[0], key[2])
         await kube.delete(*key, uid=children[key]["metadata"]["uid"])
-        written += 1
-    return written + table_written
+    return mended
 
 
 def differs(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
     """Whether a live object lacks something that is wanted of it."""
-    if live["metadata"].get("annotations", {}).get(names.ANNOTATION_APPLIED) != digest(wanted):
-        return True
+    return not _is_as_written(wanted, live) or _drifted(wanted, live)
+
+
+def _is_as_written(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
+    return bool(live["metadata"].get("annotations", {}).get(names.ANNOTATION_APPLIED) == digest(wanted))
+
+
+def _drifted(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
+    """Whether the object was last written as it is wanted and someone has changed it since."""
+    if not _is_as_written(wanted, live):
+        return False
     # Items of a list do not say of what kind they are.
     return any(not _holds(part, live.get(name, {})) for name, part in wanted.items() if name not in {"apiVersion", "kind"})
 
@@ -97,13 +107,12 @@ def _shrinks(wanted: dict[str, Any], live: dict[str, Any] | None) -> bool:
     return bool(wanted["spec"]["replicas"] < live["spec"].get("replicas", 1))
 
 
-async def _apply(kube: Kube, wanted: dict[str, Any], live: dict[str, Any] | None) -> int:
+async def _apply(kube: Kube, wanted: dict[str, Any], live: dict[str, Any] | None) -> None:
     if live is not None and not differs(wanted, live):
-        return 0
+        return
     kind, namespace, name = key_of(wanted)
     log.info("%s/%s: %s %s", namespace, name, "update" if live else "create", kind)
     await kube.apply(stamped(wanted))
-    return 1
 
 
 async def _stamp(kube: Kube, desired: Desired, world: World, plan_key: str) -> None:

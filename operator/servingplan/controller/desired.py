@@ -34,9 +34,9 @@ class Desired:
     stamp: str
 
     @property
-    def keys(self) -> set[ChildKey]:
+    def objects(self) -> dict[ChildKey, dict[str, Any]]:
         """Everything that should exist."""
-        return {*self.pools, *self.router, key_of(self.table)}
+        return self.pools | self.router | {key_of(self.table): self.table}
 
 
 def key_of(body: dict[str, Any]) -> ChildKey:

@@ -155,7 +155,9 @@ class Loop:
         if decision is not None:
             try:
                 wanted = desired(decision, world, self.settings, self._revision(decision, world))
-                await apply(self.kube, wanted, world, world.children_of(plan), plan.key)
+                for kind, _, name in await apply(self.kube, wanted, world, world.children_of(plan), plan.key):
+                    message = f"{kind} {name} was changed by somebody else and is as planned again"
+                    await self._tell(plan, _event(plan, "Warning", "DriftCorrected", message))
             except OverlayError as error:
                 refused = f"template: {error}"
             except KubeError as error:

@@ -1,0 +1,40 @@
+"""The operator's rights are what it needs, no more and no less: the API server's audit log after everything else has run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+ACCOUNT = "system:serviceaccount:servingplan-system:servingplan-controller"
+SYSTEM_ROLE = "servingplan-system-servingplan-controller"
+
+
+def asked(audit_log):
+    """(API group, resource with subresource, verb) and answers of every request that the operator made."""
+    for line in audit_log.read_text().splitlines():
+        event = json.loads(line)
+        if event["user"]["username"] == ACCOUNT and event.get("objectRef"):
+            where = event["objectRef"]
+            resource = "/".join(filter(None, [where["resource"], where.get("subresource")]))
+            yield (where.get("apiGroup", ""), resource, event["verb"]), event.get("responseStatus", {}).get("code", 0), event
+
+
+def granted(bed):
+    """(API group, resource, verb) of the operator's role."""
+    role = bed.get("clusterrole", SYSTEM_ROLE)
+    return {(g, r, v) for rule in role["rules"] for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+@pytest.mark.last
+def test_the_operator_was_refused_nothing_and_used_every_right(operator):
+    if not operator.controls_nodes:
+        pytest.skip("another cluster's audit log is not ours to read")
+    requests = list(asked(operator.audit_log))
+    assert [event for _, code, event in requests if code in {401, 403}] == []
+    used = {what for what, _, _ in requests}
+    # Owner references that block deletion need it, and the admission plugin asks without a request of the operator's own.
+    implied = {("servingplan.io", "modelservingplans/finalizers", "update")}
+    # Server-side apply of an object that is not there yet is authorised as a patch and a create.
+    implied |= {(group, resource, "create") for group, resource, verb in used if verb == "patch"}
+    assert granted(operator) - used - implied == set()
