@@ -197,3 +197,9 @@ def test_router_pods_that_cannot_start_are_named_too():
 def test_nodes_of_one_kind_suffice_for_a_plan_that_needs_no_other():
     found = reported(world(nodes=(node("n1", H100, 8),)))
     assert condition(found, "Feasible")["status"] == "True"
+
+
+def test_a_start_of_the_operator_is_no_news_about_the_metrics():
+    first = reported(serving(measured={KEY: measured(0.5)}))
+    known = (replace(serving().plans[0], status=first),)
+    assert reported(serving(plans=known, measured={KEY: Measured(awaited=True)})) == first

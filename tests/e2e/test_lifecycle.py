@@ -81,9 +81,7 @@ def test_a_plan_serves_and_can_be_deleted_while_the_operator_is_away(apply, gent
     plan.wait()
     request.getfixturevalue("without_operator")
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}).encode()
-    call = urllib.request.Request(
-        f"{plan.url}/v1/chat/completions", data=body, headers={"content-type": "application/json"}
-    )
+    call = urllib.request.Request(f"{plan.url}/v1/chat/completions", data=body, headers={"content-type": "application/json"})
     with urllib.request.urlopen(call, timeout=10) as answer:
         assert answer.status == 200
     plan.cluster.kubectl("delete", "msp", plan.name, "-n", plan.namespace, "--timeout=10s")

@@ -68,6 +68,11 @@ class Watched:
         self.pods = sorted(pods, key=lambda pod: (pod.namespace, pod.name))
         self.deployments = list(deployments)
 
+    @property
+    def plan_keys(self) -> list[str]:
+        """``namespace/name`` of every plan."""
+        return [f"{body['metadata']['namespace']}/{body['metadata']['name']}" for body in self.plans]
+
 
 async def served_tables(http: aiohttp.ClientSession, pods: Iterable[Pod]) -> dict[str, dict[str, Served | None]]:
     """What every ready router pod says it serves, by plan key and pod name; None for one that does not answer."""

@@ -117,12 +117,14 @@ class Loop:
         prometheus = Prometheus(self.settings.prometheus_url)
         while True:
             if self.pulse.passes:
-                keys = [f"{body['metadata']['namespace']}/{body['metadata']['name']}" for body in self.watched().plans]
-                found = await prometheus.measure(keys)
+                found = await prometheus.measure(self.watched().plan_keys)
                 if found != self.measured:
                     self.measured = found
                     self.wake.set()
             await asyncio.sleep(self.settings.resync_s if self.pulse.passes else 1.0)
+
+    def _measured(self, plan_key: str) -> Measured:
+        return self.measured.get(plan_key) or Measured(awaited=True)
 
     async def _sleep_until_due(self, again_s: float) -> None:
         try:
@@ -136,7 +138,9 @@ class Loop:
 
     async def _pass(self) -> float:
         """One pass; says in how many seconds the next one is due at the latest, 0 for a resync."""
-        world = await observe(self.kube, self.http, self.watched(), self.measured, self.settings.namespaces)
+        watched = self.watched()
+        measured = {key: self._measured(key) for key in watched.plan_keys} if self.settings.prometheus_url else {}
+        world = await observe(self.kube, self.http, watched, measured, self.settings.namespaces)
         decisions = await asyncio.to_thread(decide, world, self.solver)
         unsettled, failures = False, []
         for plan in world.plans:

@@ -188,6 +188,8 @@ def _measured(plan: PlanObject, decision: Decision, measured: Measured | None) -
             _Finding("MetricsAvailable", "Unknown", "NotConfigured", "the operator was started without --prometheus-url"),
             _Finding("SLOMet", "Unknown", "NoMetrics", ""),
         ]
+    if measured.awaited:
+        return [_as_before(plan, "MetricsAvailable"), _as_before(plan, "SLOMet")]
     if measured.error:
         return [
             _Finding("MetricsAvailable", "False", "PrometheusUnreachable", measured.error),
@@ -199,6 +201,14 @@ def _measured(plan: PlanObject, decision: Decision, measured: Measured | None) -
             _Finding("SLOMet", "Unknown", "NoMetrics", ""),
         ]
     return [_Finding("MetricsAvailable", "True", "MetricsFound", ""), _slo_met(plan, decision, measured)]
+
+
+def _as_before(plan: PlanObject, kind: str) -> _Finding:
+    """What was last found: a start of the operator is no news about the plan."""
+    for entry in plan.status.get("conditions", []):
+        if entry["type"] == kind:
+            return _Finding(kind, entry["status"], entry["reason"], entry.get("message", ""))
+    return _Finding(kind, "Unknown", "NotMeasuredYet", "")
 
 
 def _slo_met(plan: PlanObject, decision: Decision, measured: Measured) -> _Finding:
@@ -259,12 +269,7 @@ def _allocations(plan: PlanObject, decision: Decision, measured: Measured) -> li
             "rate": _text(allocation.rate_rps),
             "utilization": _text(allocation.utilization),
             "predicted": _latencies(allocation.ttft_mean_s, allocation.ttft_p95_s, allocation.inter_token_s),
-            "observed": _calm(
-                _latencies(
-                    measured.ttft_mean_s.get(pool), measured.ttft_p95_s.get(pool), measured.inter_token_mean_s.get(pool)
-                ),
-                before.get(key, {}).get("observed"),
-            ),
+            "observed": _observed(measured, pool, before.get(key, {}).get("observed")),
         }
         found.append({name: value for name, value in entry.items() if value is not None})
     return found
@@ -273,6 +278,13 @@ def _allocations(plan: PlanObject, decision: Decision, measured: Measured) -> li
 def _latencies(ttft_mean_s: float | None, ttft_p95_s: float | None, inter_token_s: float | None) -> dict[str, str] | None:
     given = {"ttftMean": ttft_mean_s, "ttftP95": ttft_p95_s, "interTokenMean": inter_token_s}
     return {name: _text(value) for name, value in given.items() if value is not None} or None
+
+
+def _observed(measured: Measured, pool: str, before: dict[str, str] | None) -> dict[str, str] | None:
+    if measured.awaited:
+        return before
+    found = _latencies(measured.ttft_mean_s.get(pool), measured.ttft_p95_s.get(pool), measured.inter_token_mean_s.get(pool))
+    return _calm(found, before)
 
 
 def _calm(found: dict[str, str] | None, before: dict[str, str] | None) -> dict[str, str] | None:

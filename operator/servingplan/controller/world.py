@@ -97,8 +97,10 @@ class Measured:
     """What Prometheus says of the last minutes; None where it says nothing.
 
     Attributes:
-        ttft_p95_s: By pool, as are the other latencies.
-        class_ttft_p95_s: Unused pools are absent, never zero.
+        ttft_p95_s: By pool, as are the other latencies; a pool without requests is absent, never zero.
+        error: Why Prometheus did not answer.
+        found: Whether it has any series of the plan.
+        awaited: Whether it was not asked yet.
     """
 
     ttft_mean_s: dict[str, float] = field(default_factory=dict)
@@ -106,6 +108,7 @@ class Measured:
     inter_token_mean_s: dict[str, float] = field(default_factory=dict)
     error: str = ""
     found: bool = False
+    awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
