@@ -36,7 +36,7 @@ def accepted(server: Bed, objects: list[dict[str, Any]], folder: Path) -> list[d
     stored = json.loads(
         server.kubectl(
             "apply", "--server-side", "--dry-run=server", "--validate=strict", "--output=json", "--filename", str(file)
-        )
+        ).stdout
     )
     return stored["items"] if stored["kind"] == "List" else [stored]
 

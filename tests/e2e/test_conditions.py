@@ -81,7 +81,7 @@ CASES = [
         from_configmap("profiles", "wrong"),
         "Stalled",
         "ReferenceNotFound",
-        ("wrong", "alphaMsec"),
+        ("wrong", "coefficients.alphaMs"),
     ),
     Case(
         "a quality of a class that is not there",

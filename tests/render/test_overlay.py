@@ -71,3 +71,12 @@ def test_an_overlay_merges(case):
 def test_an_entry_without_its_key_is_refused_with_its_place(entry):
     with pytest.raises(OverlayError, match=r"template\.spec\.containers: every entry needs name"):
         merge({}, {"spec": {"containers": [entry]}})
+
+
+@pytest.mark.parametrize("value", ["vllm", {"name": "vllm"}, 3], ids=str)
+def test_a_keyed_list_that_is_no_list_is_refused(value):
+    overlay = {"spec": {"containers": value}}
+    if isinstance(value, dict):
+        overlay = {"spec": {"containers": [value, "vllm"]}}
+    with pytest.raises(OverlayError, match=r"template\.spec\.containers"):
+        merge({"spec": {"containers": [{"name": "vllm"}]}}, overlay)

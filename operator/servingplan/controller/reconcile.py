@@ -148,6 +148,9 @@ class Loop:
                 unsettled |= await self._carry_out(plan, decisions.get(plan.key), world)
             except KubeError as error:
                 failures.append(f"{plan.key}: {error}")
+            except Exception:
+                log.exception("%s: not carried out", plan.key)
+                failures.append(f"{plan.key}: internal error, see the log")
         self.publications = {plan.key: self.publications[plan.key] for plan in world.plans if plan.key in self.publications}
         if failures:
             raise KubeError(0, "; ".join(failures))

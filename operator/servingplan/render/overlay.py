@@ -39,7 +39,7 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     """The base with the overlay merged over it; neither is changed.
 
     Raises:
-        OverlayError: An entry of a keyed list lacks its key or is no object.
+        OverlayError: A keyed list is no list, or an entry of it lacks its key or is no object.
     """
     return _merge_object(base, overlay, "template")
 
@@ -58,9 +58,12 @@ def _merge_object(base: Mapping[str, Any], overlay: Mapping[str, Any], path: str
 def _merge_value(key: str, base: Any, value: Any, path: str) -> Any:
     if isinstance(value, Mapping):
         return _merge_object(base if isinstance(base, Mapping) else {}, value, path)
-    if isinstance(value, Sequence) and not isinstance(value, str) and key in MERGE_KEYS:
-        return _merge_list(key, base or [], value, path)
-    return value
+    if key not in MERGE_KEYS:
+        return value
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        message = f"{path}: give a list"
+        raise OverlayError(message)
+    return _merge_list(key, base or [], value, path)
 
 
 def _merge_list(name: str, base: Sequence[Mapping[str, Any]], overlay: Sequence[Any], path: str) -> list[dict[str, Any]]:

@@ -1,0 +1,173 @@
+"""A Kubernetes cluster as tests and the demo use it, whether it is the bed or another one."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from kubernetes import client, config
+
+from testbed import tools
+
+Object = dict[str, Any]
+Result = TypeVar("Result")
+_POLL_S = 0.1
+_NOT_FOUND = 404
+
+
+def wait_until(condition: Callable[[], Result], timeout_s: float, what: str = "condition") -> Result:
+    """Call `condition` until it returns something true, which is returned; AssertionError after `timeout_s`.
+
+    An AssertionError or LookupError inside the condition counts as not yet.
+    """
+    deadline = time.monotonic() + timeout_s
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            if value := condition():
+                return value
+            last = value
+        except (AssertionError, LookupError) as error:
+            last = error
+        time.sleep(_POLL_S)
+    raise AssertionError(f"{what} not met within {timeout_s:g} s; last: {last!r}")
+
+
+class KubeApi:
+    """Plain paths and plain objects over the official client's connection and credentials."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self._client: Any = config.new_client_from_config(str(kubeconfig))
+
+    def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
+        """Make one request and return the decoded answer.
+
+        Raises:
+            kubernetes.client.ApiException: The API server refused.
+        """
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        data = None if body is None else json.dumps(body).encode()
+        url = self._client.configuration.host + path
+        answer = self._client.rest_client.pool_manager.request(method, url, body=data, headers=headers)
+        if answer.status >= 400:
+            raise client.ApiException(status=answer.status, reason=answer.data.decode()[:2000])
+        return json.loads(answer.data)
+
+    def get(self, path: str) -> Any:
+        """The object or list at `path`."""
+        return self.request("GET", path)
+
+    def find(self, path: str) -> Any | None:
+        """The object at `path`, or None when there is none."""
+        try:
+            return self.get(path)
+        except client.ApiException as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+
+    def create(self, path: str, body: Object) -> Any:
+        """Create `body` in the collection `path`."""
+        return self.request("POST", path, body)
+
+    def merge(self, path: str, body: Object) -> Any:
+        """Merge patch the object at `path`."""
+        return self.request("PATCH", path, body, "application/merge-patch+json")
+
+    def delete(self, path: str, body: Object | None = None) -> Any:
+        """Delete the object at `path`."""
+        return self.request("DELETE", path, body)
+
+
+class Helm:
+    """Charts of this checkout, installed by the Helm library without a helm program."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self._kubeconfig = kubeconfig
+
+    @contextmanager
+    def _configured(self, namespace: str) -> Iterator[Any]:
+        # Imported late: the library starts a Go runtime with its threads, and a process may join a bed only before.
+        from helm_python import Config  # noqa: PLC0415
+
+        with Config(kubeconfig_path=self._kubeconfig, namespace=namespace) as configured:
+            yield configured
+
+    def install(self, chart: Path, release: str, namespace: str, values: Object | None = None, **options: Any) -> Any:
+        """Install a chart folder, making the namespace, and wait until what it made is ready."""
+        defaults = {"wait": "watcher", "timeout": 120, "create_namespace": True}
+        with self._configured(namespace) as helm:
+            return helm.install(chart, release, values, namespace=namespace, **(defaults | options))
+
+    def upgrade(self, chart: Path, release: str, namespace: str, values: Object | None = None, **options: Any) -> Any:
+        """Upgrade a release to a chart folder and wait until what it made is ready."""
+        defaults = {"wait": "watcher", "timeout": 120}
+        with self._configured(namespace) as helm:
+            return helm.upgrade(chart, release, values, namespace=namespace, **(defaults | options))
+
+    def uninstall(self, release: str, namespace: str) -> Any:
+        """Remove a release."""
+        with self._configured(namespace) as helm:
+            return helm.uninstall(release, ignore_not_found=True)
+
+
+class Cluster:
+    """A cluster behind a kubeconfig.
+
+    Attributes:
+        kubeconfig: Path of the administrator's kubeconfig, usable from this process.
+        controls_nodes: Whether nodes can be killed and revived.
+    """
+
+    controls_nodes = False
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self._kubeconfig = kubeconfig
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Path of the administrator's kubeconfig, usable from this process."""
+        return self._kubeconfig
+
+    @cached_property
+    def api(self) -> KubeApi:
+        """A plain client."""
+        return KubeApi(self.kubeconfig)
+
+    @cached_property
+    def helm(self) -> Helm:
+        """Installs charts."""
+        return Helm(self.kubeconfig)
+
+    def environment(self) -> dict[str, str]:
+        """Environment in which kubectl finds the cluster."""
+        path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        return os.environ | {"KUBECONFIG": str(self.kubeconfig), "PATH": path}
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run kubectl.
+
+        Raises:
+            RuntimeError: It failed and `check` is set; the message is what it said.
+        """
+        argv = [str(tools.find().kubectl), *arguments]
+        done = subprocess.run(argv, input=stdin, env=self.environment(), text=True, capture_output=True, check=False)
+        if check and done.returncode:
+            raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done
+
+    def get(self, *arguments: str) -> Any:
+        """What `kubectl get ARGUMENTS` finds, decoded."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json").stdout)
+
+    def apply(self, *objects: Object, namespace: str = "default") -> None:
+        """`kubectl apply` the objects."""
+        self.kubectl("apply", "-n", namespace, "-f", "-", stdin=yaml.safe_dump_all(objects))
