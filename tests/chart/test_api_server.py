@@ -7,11 +7,11 @@ from typing import Any
 import helm_python as helm
 import pytest
 import yaml
-from testbed.bed import Bed
 
 from servingplan.api.v1alpha1 import ModelServingPlan
 from servingplan.latency.profile import EngineProfile
 from servingplan.render import names, vllm
+from testbed.bed import Bed
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "manifests").glob("*.yaml"))
