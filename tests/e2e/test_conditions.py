@@ -170,6 +170,8 @@ def test_a_mistake_ends_in_a_condition_that_names_the_fix(case, apply, gentle_pl
         namespace=namespace,
     )
     body = copy.deepcopy(gentle_plan)
+    for entry in body["spec"]["requestClasses"]:
+        entry["rate"] = 1
     case.change(body["spec"])
     plan = apply(body)
     found = plan.wait(case.condition, case.reason, "True" if case.condition == "Stalled" else "False", timeout_s=30)

@@ -53,10 +53,13 @@ def watched_units(operator):
 
 
 def test_two_plans_in_two_namespaces_share_the_gpus_without_exceeding_them(apply, gentle_plan, operator, watched_units):
-    for accelerator in gentle_plan["spec"]["accelerators"]:
-        accelerator.pop("limit", None)
-    for entry in gentle_plan["spec"]["requestClasses"]:
-        entry["rate"] = 60
+    spec = gentle_plan["spec"]
+    spec["accelerators"] = [spec["accelerators"][1] | {"limit": 8}]
+    for model in spec["models"]:
+        model["setups"] = [setup for setup in model["setups"] if setup["accelerator"] == "l40s"]
+    spec["models"] = [model for model in spec["models"] if model["setups"]]
+    for entry in spec["requestClasses"]:
+        entry["rate"] = 12
     one = apply(gentle_plan)
     wait_until(lambda: one.condition("Feasible"), 30, "first plan decided")
     operator.kubectl("create", "namespace", "e2e-other")

@@ -1,15 +1,18 @@
 """kopf keeps the world; this is all that is left to say to it.
 
 Indices hold what the watches bring, events wake the loop, and nothing else: no timer, no daemon and no change handler, because
-kopf keeps their state in finalizers and annotations of the user's object. An object wakes the loop only when something that
-decisions depend on has changed: a node's heartbeat or the operator's own status write does not.
+kopf keeps their state in finalizers and annotations of the user's object. Handlers are coroutines, so that only kopf's own
+event loop ever touches the indices. An object wakes the loop only when something that decisions depend on has changed: a node's
+heartbeat or the operator's own status write does not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import aiohttp
@@ -53,30 +56,30 @@ class _Indices:
         return Watched(values("plans"), values("nodes"), values("pods"), values("deployments"))
 
 
-def registry(indices: _Indices, wake: Callable[[], None]) -> kopf.OperatorRegistry:
+def registry(indices: _Indices, wake: Callable[[], object]) -> kopf.OperatorRegistry:
     """Handlers that index four kinds and wake the loop."""
     found = kopf.OperatorRegistry()
     plans = (v1alpha1.GROUP, v1alpha1.VERSION, v1alpha1.PLURAL)
 
     @kopf.index(*plans, id="plans", registry=found)
-    def index_plans(uid: str, body: kopf.Body, **_: Any) -> _Store:
+    async def index_plans(uid: str, body: kopf.Body, **_: Any) -> _Store:
         return {uid: _plain(body)}
 
     @kopf.index("", "v1", "nodes", id="nodes", registry=found)
-    def index_nodes(name: str, body: kopf.Body, **_: Any) -> _Store:
+    async def index_nodes(name: str, body: kopf.Body, **_: Any) -> _Store:
         return {name: node_of(body)}
 
     @kopf.index("", "v1", "pods", id="pods", registry=found)
-    def index_pods(uid: str, body: kopf.Body, **_: Any) -> _Store | None:
+    async def index_pods(uid: str, body: kopf.Body, **_: Any) -> _Store | None:
         pod = pod_of(_plain(body))
         return {uid: pod} if pod else None
 
     @kopf.index("apps", "v1", "deployments", labels=MANAGED, id="deployments", registry=found)
-    def index_deployments(uid: str, body: kopf.Body, **_: Any) -> _Store:
+    async def index_deployments(uid: str, body: kopf.Body, **_: Any) -> _Store:
         return {uid: _child(body)}
 
-    def on_event(kind: str, mark: Callable[[Any], Any]) -> Callable[..., None]:
-        def handle(event: Any, body: kopf.Body, **kwargs: Any) -> None:
+    def on_event(kind: str, mark: Callable[[Any], Any]) -> Callable[..., Coroutine[Any, Any, None]]:
+        async def handle(event: Any, body: kopf.Body, **kwargs: Any) -> None:
             indices.stores |= {name: kwargs[name] for name in ("plans", "nodes", "pods", "deployments")}
             if indices.changed(kind, event, mark(body)):
                 wake()
@@ -93,40 +96,78 @@ def registry(indices: _Indices, wake: Callable[[], None]) -> kopf.OperatorRegist
     return found
 
 
+class _Watches:
+    """kopf in a thread with an event loop of its own.
+
+    When it stops it waits five seconds for every task of the loop that it runs in, and then cancels them: in a loop of its own
+    there are none but its own.
+    """
+
+    def __init__(self, settings: Settings, wake: Callable[[], object]) -> None:
+        self._settings = settings
+        self._indices = _Indices()
+        self._registry = registry(self._indices, wake)
+        self._stop = threading.Event()
+        self._loop = asyncio.new_event_loop()
+
+    def run(self) -> None:
+        """Watches until it is stopped; for a thread.
+
+        Raises:
+            Exception: A watch ended by itself.
+        """
+        with contextlib.closing(self._loop):
+            asyncio.set_event_loop(self._loop)
+            self._loop.run_until_complete(
+                kopf.operator(
+                    registry=self._registry,
+                    settings=_kopf_settings(),
+                    clusterwide=not self._settings.namespaces,
+                    namespaces=list(self._settings.namespaces),
+                    standalone=True,
+                    stop_flag=self._stop,
+                )
+            )
+
+    def stop(self) -> None:
+        """Ends the watches soon."""
+        self._stop.set()
+
+    async def watched(self) -> Watched:
+        """What the watches have brought by now, copied where nothing changes it meanwhile."""
+
+        async def copy() -> Watched:
+            return self._indices.watched()
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(copy(), self._loop))
+
+
 async def operate(settings: Settings, stop: asyncio.Event) -> None:
     """Runs the controller until it is told to stop.
 
     Raises:
         RuntimeError: A watch or the loop ended by itself; the pod has to be started anew.
     """
-    indices, wake = _Indices(), asyncio.Event()
+    loop, wake = asyncio.get_running_loop(), asyncio.Event()
+    watches = _Watches(settings, lambda: loop.call_soon_threadsafe(wake.set))
     pulse = Pulse(stale_after_s=4 * settings.resync_s + 60)
     kube = await Kube.connect()
     async with aiohttp.ClientSession() as http, serving(pulse, settings.health_port):
-        loop = Loop(kube=kube, http=http, settings=settings, watched=indices.watched, pulse=pulse, wake=wake)
-        # kopf takes tasks that are made after its start for its own and cancels them when it stops.
-        own = [asyncio.create_task(loop.run(), name="loop"), asyncio.create_task(loop.measure(), name="measure")]
-        watching = asyncio.create_task(
-            kopf.operator(
-                registry=registry(indices, wake.set),
-                settings=_kopf_settings(),
-                clusterwide=not settings.namespaces,
-                namespaces=list(settings.namespaces),
-                standalone=True,
-                stop_flag=stop,
-            ),
-            name="watches",
-        )
+        work = Loop(kube=kube, http=http, settings=settings, watched=watches.watched, pulse=pulse, wake=wake)
+        watching = asyncio.create_task(asyncio.to_thread(watches.run), name="watches")
+        own = [asyncio.create_task(work.run(), name="loop"), asyncio.create_task(work.measure(), name="measure")]
+        stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
-            await asyncio.wait([own[0], watching], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([own[0], watching, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in own:
+            for task in (*own, stopping):
                 task.cancel()
-            stop.set()
-            await asyncio.gather(watching, *own, return_exceptions=True)
+            watches.stop()
+            ended = await asyncio.gather(watching, *own, return_exceptions=True)
             await kube.close()
-        if not watching.cancelled() and watching.exception():
-            raise RuntimeError("the watches ended") from watching.exception()
+        failures = [error for error in ended if isinstance(error, Exception)]
+        if failures or not stop.is_set():
+            raise RuntimeError("the watches or the loop ended") from (failures[0] if failures else None)
 
 
 def _kopf_settings() -> kopf.OperatorSettings:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -83,7 +83,7 @@ class Loop:
     kube: Kube
     http: aiohttp.ClientSession
     settings: Settings
-    watched: Callable[[], Watched]
+    watched: Callable[[], Awaitable[Watched]]
     pulse: Pulse
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     solver: RememberingSolver = field(default_factory=RememberingSolver)
@@ -117,7 +117,7 @@ class Loop:
         prometheus = Prometheus(self.settings.prometheus_url)
         while True:
             if self.pulse.passes:
-                found = await prometheus.measure(self.watched().plan_keys)
+                found = await prometheus.measure((await self.watched()).plan_keys)
                 if found != self.measured:
                     self.measured = found
                     self.wake.set()
@@ -138,7 +138,7 @@ class Loop:
 
     async def _pass(self) -> float:
         """One pass; says in how many seconds the next one is due at the latest, 0 for a resync."""
-        watched = self.watched()
+        watched = await self.watched()
         measured = {key: self._measured(key) for key in watched.plan_keys} if self.settings.prometheus_url else {}
         world = await observe(self.kube, self.http, watched, measured, self.settings.namespaces)
         decisions = await asyncio.to_thread(decide, world, self.solver)
