@@ -5,8 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,30 +92,38 @@ class Helm:
     def __init__(self, kubeconfig: Path) -> None:
         self._kubeconfig = kubeconfig
 
-    @contextmanager
-    def _configured(self, namespace: str) -> Iterator[Any]:
-        # Imported late: the library starts a Go runtime with its threads, and a process may join a bed only before.
-        from helm_python import Config  # noqa: PLC0415
-
-        with Config(kubeconfig_path=self._kubeconfig, namespace=namespace) as configured:
-            yield configured
-
-    def install(self, chart: Path, release: str, namespace: str, values: Object | None = None, **options: Any) -> Any:
+    def install(self, chart: Path, release: str, namespace: str, values: Object | None = None, **options: Any) -> None:
         """Install a chart folder, making the namespace, and wait until what it made is ready."""
         defaults = {"wait": "watcher", "timeout": 120, "create_namespace": True}
-        with self._configured(namespace) as helm:
-            return helm.install(chart, release, values, namespace=namespace, **(defaults | options))
+        self._run("install", namespace, str(chart), release, values or {}, **(defaults | options))
 
-    def upgrade(self, chart: Path, release: str, namespace: str, values: Object | None = None, **options: Any) -> Any:
+    def upgrade(self, chart: Path, release: str, namespace: str, values: Object | None = None, **options: Any) -> None:
         """Upgrade a release to a chart folder and wait until what it made is ready."""
         defaults = {"wait": "watcher", "timeout": 120}
-        with self._configured(namespace) as helm:
-            return helm.upgrade(chart, release, values, namespace=namespace, **(defaults | options))
+        self._run("upgrade", namespace, str(chart), release, values or {}, **(defaults | options))
 
-    def uninstall(self, release: str, namespace: str) -> Any:
+    def uninstall(self, release: str, namespace: str) -> None:
         """Remove a release."""
-        with self._configured(namespace) as helm:
-            return helm.uninstall(release, ignore_not_found=True)
+        self._run("uninstall", namespace, release, ignore_not_found=True)
+
+    def _run(self, operation: str, namespace: str, *arguments: Any, **options: Any) -> None:
+        task = {
+            "kubeconfig": str(self._kubeconfig),
+            "namespace": namespace,
+            "operation": operation,
+            "arguments": arguments,
+            "options": options,
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "testbed.helm"],
+            input=json.dumps(task),
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"helm {operation}: {done.stderr.strip().splitlines()[-1]}")
 
 
 class Cluster:

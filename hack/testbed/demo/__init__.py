@@ -1,0 +1,1 @@
+"""The demo: a plan applied to the test bed, loaded, shown, changed under load, and shown again."""
