@@ -52,7 +52,7 @@ class KubeApi:
             kubernetes.client.ApiException: The API server refused.
         """
         headers = {"Accept": "application/json", "Content-Type": content_type}
-        self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         data = None if body is None else json.dumps(body).encode()
         url = self._client.configuration.host + path
         answer = self._client.rest_client.pool_manager.request(method, url, body=data, headers=headers)

@@ -57,6 +57,18 @@ def test_old_replicas_serve_on_until_the_new_ones_are_ready():
     assert found.table.classes[0].shares == {"large": 1.0}
 
 
+def test_a_limit_holds_while_pods_on_their_way_out_still_hold_units():
+    accelerators = manifest()["spec"]["accelerators"]
+    accelerators[0]["limit"] = 4
+    seen = plan(manifest(accelerators=accelerators, requestClasses=[{"name": "chat", "rate": 15}]))
+    free = decision(world(seen))
+    assert free.asked[LARGE] * 2 <= 4
+    leaving = tuple(pod(seen, *LARGE, number, terminating=True) for number in range(2))
+    assert decision(world(seen, pods=leaving)).asked[LARGE] == 0
+    lost = (node("n1", H100, 8, schedulable=False), node("n3", H100, 8), node("n2", L40S, 4))
+    assert decision(world(seen, pods=leaving, nodes=lost)).asked == free.asked
+
+
 def test_accelerators_of_foreign_pods_are_not_free():
     found = decision(world(pods=(foreign("training", "n1", 7),)))
     assert found.target[LARGE] == 0

@@ -22,7 +22,7 @@ from testbed.load import LoadClass, Record, send
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/servingplan"
 RELEASE, SYSTEM = "servingplan", "servingplan-system"
-VALUES = {"prometheus": {"url": "http://prometheus.monitoring.svc:9090"}}
+VALUES = {"prometheus": {"url": "http://prometheus.monitoring.svc:9090"}, "resyncSeconds": 5}
 CODE = {"x-request-class": "code"}
 GENTLE = {
     # Tests that are not about draining need not wait for it.
@@ -117,9 +117,15 @@ class Serving:
 
 
 @pytest.fixture(scope="session")
-def operator(bed: Cluster) -> Iterator[Cluster]:
-    """The cluster with the operator installed from its chart."""
-    bed.helm.install(CHART, RELEASE, SYSTEM, VALUES)
+def install() -> Callable[[Cluster], None]:
+    """Installs the operator from its chart, as users do."""
+    return lambda cluster: cluster.helm.install(CHART, RELEASE, SYSTEM, VALUES)
+
+
+@pytest.fixture(scope="session")
+def operator(bed: Cluster, install: Callable[[Cluster], None]) -> Iterator[Cluster]:
+    """The cluster with the operator installed."""
+    install(bed)
     yield bed
     if not bed.controls_nodes:
         bed.helm.uninstall(RELEASE, SYSTEM)

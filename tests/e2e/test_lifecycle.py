@@ -136,6 +136,14 @@ def test_a_child_changed_or_deleted_by_hand_comes_back(apply, gentle_plan):
     plan.wait()
 
 
+def test_a_single_router_has_no_disruption_budget(apply, gentle_plan):
+    plan = apply(gentle_plan)
+    plan.wait()
+    plan.patch([{"op": "add", "path": "/spec/router", "value": {"replicas": 1}}])
+    wait_until(lambda: "PodDisruptionBudget" not in {child["kind"] for child in plan.children()}, 20, "budget gone")
+    plan.wait()
+
+
 def test_a_paused_plan_holds_what_runs(apply, gentle_plan):
     plan = apply(gentle_plan)
     plan.wait()
@@ -152,7 +160,7 @@ def test_a_paused_plan_holds_what_runs(apply, gentle_plan):
     plan.wait()
 
 
-def test_an_uninstalled_operator_leaves_plans_serving(apply, gentle_plan, operator):
+def test_an_uninstalled_operator_leaves_plans_serving(apply, gentle_plan, operator, install):
     plan = apply(gentle_plan)
     plan.wait()
     before = {child["metadata"]["uid"] for child in plan.children()}
@@ -163,9 +171,6 @@ def test_an_uninstalled_operator_leaves_plans_serving(apply, gentle_plan, operat
         assert plan.tables()
         assert plan.body()["spec"]
     finally:
-        from pathlib import Path
-
-        chart = Path(__file__).parents[2] / "charts/servingplan"
-        operator.helm.install(chart, "servingplan", SYSTEM, {"prometheus": {"url": "http://prometheus.monitoring.svc:9090"}})
+        install(operator)
     plan.wait()
     assert {child["metadata"]["uid"] for child in plan.children()} == before

@@ -29,6 +29,7 @@ CASES = [
     ),
     Case("what never became ready is not kept", {"a": (2, 2, 0, 0), "b": (1, 0, 0, 4)}, 8, {"a": 0, "b": 4}),
     Case("shrinking alone happens at once", {"a": (1, 4, 4, 2)}, 8, {"a": 2}),
+    Case("growth waits for units that are not free yet", {"a": (2, 1, 1, 1), "b": (1, 0, 0, 4)}, 4, {"a": 1, "b": 2}),
     Case("a lowered limit holds at once", {"a": (1, 8, 8, 4)}, 4, {"a": 4}),
 ]
 
@@ -66,6 +67,6 @@ def test_steps_end_at_the_targets_and_never_exceed_the_room(setups, slack):
     for _ in range(4):
         asked = step(moving, {"pool": room})
         assert sum(s.units * asked[s.key] for s in moving) <= room
-        assert all(asked[s.key] >= s.target for s in moving)
+        assert all(asked[s.key] >= min(s.current, s.target) for s in moving)
         moving = tuple(replace(s, current=asked[s.key], ready=asked[s.key]) for s in moving)
     assert {s.key: s.current for s in moving} == {s.key: s.target for s in moving}

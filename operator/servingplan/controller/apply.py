@@ -49,7 +49,7 @@ async def apply(
     await _stamp(kube, desired, world, plan_key)
     for key in sorted(shrinking):
         await _apply(kube, desired.pools[key], children.get(key))
-    for key in sorted(children.keys() - desired.objects.keys()):
+    for key in sorted(_removable(children) - desired.objects.keys()):
         log.info("%s: delete %s %s", plan_key, key[0], key[2])
         await kube.delete(*key, uid=children[key]["metadata"]["uid"])
     return mended
@@ -113,6 +113,11 @@ async def _apply(kube: Kube, wanted: dict[str, Any], live: dict[str, Any] | None
     kind, namespace, name = key_of(wanted)
     log.info("%s/%s: %s %s", namespace, name, "update" if live else "create", kind)
     await kube.apply(stamped(wanted))
+
+
+def _removable(children: dict[ChildKey, dict[str, Any]]) -> set[ChildKey]:
+    """What a change of the plan can leave over; its one routing table is not among it, and needs no right to be deleted."""
+    return {key for key in children if key[0] != "ConfigMap"}
 
 
 async def _stamp(kube: Kube, desired: Desired, world: World, plan_key: str) -> None:

@@ -166,10 +166,25 @@ def _next_step(
                 )
         for kind in spec.accelerators:
             total = sum(free[plan.key][kind.name].values())
-            capacity[f"{plan.key}/{kind.name}"] = total if kind.limit is None else min(total, kind.limit)
+            room = total if kind.limit is None else min(total, kind.limit)
+            capacity[f"{plan.key}/{kind.name}"] = room - _leaving_units(plan, kind.name, world)
     for plan in active:
         _leave_to_others(plan, active, states, capacity, free)
     return step(tuple(states), capacity)
+
+
+def _leaving_units(plan: PlanObject, accelerator: str, world: World) -> int:
+    """Units that pods on their way out still hold; on a node that is lost they may stay for ever, and so do not count."""
+    up = {node.name for node in world.nodes if node.schedulable}
+    spec = _spec(plan)
+    pools = {
+        names.pool_name(plan.owner.name, model.name, setup.name): setup.count
+        for model in spec.models
+        for setup in model.setups
+        if setup.accelerator == accelerator
+    }
+    pods = world.pods_of(plan.key, MODEL_SERVER)
+    return sum(pools.get(pod.pool, 0) for pod in pods if pod.terminating and pod.node in up)
 
 
 def _leave_to_others(

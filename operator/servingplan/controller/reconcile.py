@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 DEBOUNCE_S = 0.05
 SYNC_POLL_S = 0.25
+MEASURE_S = 15.0
 REPUBLISH_AFTER_S = 5.0
 """A router that has not taken a table by then has refused it, or has missed it."""
 BACKOFF_S = (0.2, 10.0)
@@ -111,7 +112,7 @@ class Loop:
                 again_s, backoff_s = backoff_s, min(2 * backoff_s, BACKOFF_S[1])
 
     async def measure(self) -> None:
-        """Reads Prometheus at every resync, beside the passes, until it is cancelled."""
+        """Reads Prometheus again and again, beside the passes, until it is cancelled."""
         if not self.settings.prometheus_url:
             return
         prometheus = Prometheus(self.settings.prometheus_url)
@@ -121,7 +122,7 @@ class Loop:
                 if found != self.measured:
                     self.measured = found
                     self.wake.set()
-            await asyncio.sleep(self.settings.resync_s if self.pulse.passes else 1.0)
+            await asyncio.sleep(min(MEASURE_S, self.settings.resync_s) if self.pulse.passes else 1.0)
 
     def _measured(self, plan_key: str) -> Measured:
         return self.measured.get(plan_key) or Measured(awaited=True)

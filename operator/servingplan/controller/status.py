@@ -153,11 +153,11 @@ def _synced(plan: PlanObject, world: World, stamp: str | None) -> _Finding:
         return _Finding("RoutingSynced", "Unknown", "RouterNotReady", "no router pod is ready")
     silent = sorted(pod for pod, table in served.items() if table is None)
     if silent:
-        return _Finding("RoutingSynced", "Unknown", "RouterSilent", f"{', '.join(silent)} did not say what it serves")
+        return _Finding("RoutingSynced", "Unknown", "RouterSilent", f"no answer from {', '.join(silent)}")
     behind = sorted(pod for pod, table in served.items() if table and f"{table.digest}.{table.revision}" != stamp)
     if behind:
         return _Finding(
-            "RoutingSynced", "False", "TableNotServed", f"{', '.join(behind)} still serves an earlier routing table"
+            "RoutingSynced", "False", "TableNotServed", f"an earlier routing table is still served by {', '.join(behind)}"
         )
     return _Finding("RoutingSynced", "True", "TableServed", "")
 

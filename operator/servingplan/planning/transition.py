@@ -2,7 +2,8 @@
 
 New before old: where the nodes have room for both, what grows grows at once and what shrinks waits until everything of its
 plan that grows is ready. Where they have not, exactly as much is given up as the growth needs: first what is not ready anyway,
-then the largest surplus. A setup never falls below its target. Nothing here remembers: a step is a function of what runs now.
+then the largest surplus. What grows waits for the rest until it is really free. A setup that runs never falls below its
+target. Nothing here remembers: a step is a function of what runs now.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def step(states: tuple[SetupState, ...], capacity: dict[str, int]) -> dict[tuple
 
     Args:
         states: Every setup of every plan, in any order.
-        capacity: Units that the replicas of each pool may take in all.
+        capacity: Units that the replicas of each pool may take in all: those that pods on their way out still hold are not in.
 
     Returns:
-        Replicas by setup. Repeated steps end at the targets when replicas become ready.
+        Replicas by setup. Repeated steps end at the targets when replicas become ready and units become free.
     """
     ordered = sorted(states, key=lambda state: state.key)
     growing = {state.key[0] for state in ordered if state.ready < state.target}
@@ -50,10 +51,18 @@ def step(states: tuple[SetupState, ...], capacity: dict[str, int]) -> dict[tuple
         members = [state for state in ordered if state.pool == pool]
         excess = sum(state.units * wanted[state.key] for state in members) - capacity.get(pool, 0)
         for state in sorted(members, key=_surplus_units, reverse=True):
-            while excess > 0 and wanted[state.key] > state.target:
-                wanted[state.key] -= 1
-                excess -= state.units
+            excess = _lower(wanted, state, state.target, excess)
+        for state in reversed(members):
+            excess = _lower(wanted, state, min(state.current, state.target), excess)
     return wanted
+
+
+def _lower(wanted: dict[tuple[str, str, str], int], state: SetupState, least: int, excess: int) -> int:
+    """Takes replicas of a setup back, down to ``least``, while units are too many; says how many still are."""
+    while excess > 0 and wanted[state.key] > least:
+        wanted[state.key] -= 1
+        excess -= state.units
+    return excess
 
 
 def _surplus_units(state: SetupState) -> tuple[int, tuple[str, str, str]]:
