@@ -117,13 +117,26 @@ class Serving:
 
 
 @pytest.fixture(scope="session")
-def install() -> Callable[[Cluster], None]:
-    """Installs the operator from its chart, as users do."""
-    return lambda cluster: cluster.helm.install(CHART, RELEASE, SYSTEM, VALUES)
+def values() -> dict[str, Any]:
+    """The chart's values for the operator that most tests use."""
+    return VALUES
 
 
 @pytest.fixture(scope="session")
-def operator(bed: Cluster, install: Callable[[Cluster], None]) -> Iterator[Cluster]:
+def install() -> Callable[..., None]:
+    """Installs the operator from its chart, or upgrades it to other values, as users do."""
+
+    def run(cluster: Cluster, upgrade: dict[str, Any] | None = None) -> None:
+        if upgrade is None:
+            cluster.helm.install(CHART, RELEASE, SYSTEM, VALUES)
+        else:
+            cluster.helm.upgrade(CHART, RELEASE, SYSTEM, upgrade)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def operator(bed: Cluster, install: Callable[..., None]) -> Iterator[Cluster]:
     """The cluster with the operator installed."""
     install(bed)
     yield bed

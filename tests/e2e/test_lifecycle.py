@@ -11,6 +11,7 @@ from testbed.cluster import wait_until
 
 SYSTEM = "servingplan-system"
 CONTROLLER = "deployment/servingplan-controller"
+CLUSTER_ROLE = "servingplan-system-servingplan-controller"
 
 
 def versions(plan):
@@ -174,3 +175,19 @@ def test_an_uninstalled_operator_leaves_plans_serving(apply, gentle_plan, operat
         install(operator)
     plan.wait()
     assert {child["metadata"]["uid"] for child in plan.children()} == before
+
+
+def test_an_operator_of_one_namespace_serves_it_with_rights_in_it_alone(
+    apply, gentle_plan, operator, namespace, install, values
+):
+    install(operator, upgrade=values | {"watchNamespaces": [namespace]})
+    try:
+        roles = [role["metadata"]["name"] for role in operator.get("roles", "-n", namespace)["items"]]
+        assert roles == [CLUSTER_ROLE]
+        (cluster_wide,) = [role for role in operator.get("clusterroles")["items"] if role["metadata"]["name"] == CLUSTER_ROLE]
+        assert {resource for rule in cluster_wide["rules"] for resource in rule["resources"]} == {"nodes"}
+        plan = apply(gentle_plan)
+        plan.wait()
+        assert plan.tables()
+    finally:
+        install(operator, upgrade=values)
