@@ -70,7 +70,8 @@ def _build_root(spec: Spec) -> None:
     (root / "proc").mkdir(exist_ok=True)
     kernel.mount("proc", str(root / "proc"), "proc", kernel.MS_NOSUID | kernel.MS_NODEV)
     _mount_devices(root, spec["shm_bytes"])
-    for mount in spec["binds"]:
+    # Outer targets first: a checkout below /tmp must not vanish under a volume that is mounted at /tmp.
+    for mount in sorted(spec["binds"], key=lambda mount: len(Path(mount["target"]).parts)):
         target = root / mount["target"].lstrip("/")
         _make_mount_point(target, Path(mount["source"]))
         kernel.bind(mount["source"], str(target), read_only=mount["read_only"])

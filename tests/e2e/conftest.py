@@ -22,6 +22,7 @@ from testbed.load import LoadClass, Record, send
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/servingplan"
 RELEASE, SYSTEM = "servingplan", "servingplan-system"
+CONTROLLER = "deployment/servingplan-controller"
 VALUES = {"prometheus": {"url": "http://prometheus.monitoring.svc:9090"}, "resyncSeconds": 5}
 CODE = {"x-request-class": "code"}
 GENTLE = {
@@ -142,6 +143,16 @@ def operator(bed: Cluster, install: Callable[..., None]) -> Iterator[Cluster]:
     yield bed
     if not bed.controls_nodes:
         bed.helm.uninstall(RELEASE, SYSTEM)
+
+
+@pytest.fixture
+def without_operator(operator: Cluster) -> Iterator[Cluster]:
+    """The operator scaled to zero, and back at the end."""
+    operator.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=0")
+    wait_until(lambda: not operator.get("pods", "-n", SYSTEM)["items"], 60, "operator gone")
+    yield operator
+    operator.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=1")
+    operator.kubectl("rollout", "status", CONTROLLER, "-n", SYSTEM, "--timeout=60s")
 
 
 @pytest.fixture

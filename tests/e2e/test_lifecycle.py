@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import urllib.request
 
-import pytest
-
 from testbed.cluster import wait_until
 
 SYSTEM = "servingplan-system"
@@ -42,16 +40,6 @@ def untouched(body):
 
 def is_gone(plan):
     return wait_until(lambda: not plan.children(), 60, "all children gone") is True
-
-
-@pytest.fixture
-def without_operator(operator):
-    """The operator scaled to zero, and back at the end."""
-    operator.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=0")
-    wait_until(lambda: not operator.get("pods", "-n", SYSTEM)["items"], 60, "operator gone")
-    yield operator
-    operator.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=1")
-    operator.kubectl("rollout", "status", CONTROLLER, "-n", SYSTEM, "--timeout=60s")
 
 
 def test_a_deleted_plan_takes_every_child_with_it_and_was_never_written_to(apply, gentle_plan):
