@@ -45,6 +45,8 @@ def is_gone(plan):
 def test_a_deleted_plan_takes_every_child_with_it_and_was_never_written_to(apply, gentle_plan):
     plan = apply(gentle_plan)
     plan.wait()
+    events = [event["reason"] for event in plan.cluster.get("events", "-n", plan.namespace)["items"]]
+    assert (events.count("Planned"), events.count("Serving")) == (1, 1), "news is told once"
     kinds = {child["kind"] for child in plan.children()}
     assert kinds == {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "ReplicaSet", "Pod"}
     body = plan.body()

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,6 +79,7 @@ class Loop:
     Attributes:
         watched: Says what the watches have brought.
         publications: By plan key; rebuilt from the cluster after a restart.
+        reported: By plan key, the statuses that were replaced and the one that was written last.
     """
 
     kube: Kube
@@ -89,6 +90,7 @@ class Loop:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     solver: RememberingSolver = field(default_factory=RememberingSolver)
     publications: dict[str, _Publication] = field(default_factory=dict)
+    reported: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict)
 
     async def run(self) -> None:
@@ -144,7 +146,7 @@ class Loop:
         world = await observe(self.kube, self.http, watched, measured, self.settings.namespaces)
         decisions = await asyncio.to_thread(decide, world, self.solver)
         unsettled, failures = False, []
-        for plan in world.plans:
+        for plan in map(self._as_reported, world.plans):
             try:
                 unsettled |= await self._carry_out(plan, decisions.get(plan.key), world)
             except KubeError as error:
@@ -152,10 +154,20 @@ class Loop:
             except Exception:
                 log.exception("%s: not carried out", plan.key)
                 failures.append(f"{plan.key}: internal error, see the log")
-        self.publications = {plan.key: self.publications[plan.key] for plan in world.plans if plan.key in self.publications}
+        present = {plan.key for plan in world.plans}
+        self.publications = {key: value for key, value in self.publications.items() if key in present}
+        self.reported = {key: value for key, value in self.reported.items() if key in present}
         if failures:
             raise KubeError(0, "; ".join(failures))
         return SYNC_POLL_S if unsettled else 0.0
+
+    def _as_reported(self, plan: PlanObject) -> PlanObject:
+        """The plan with the status that was written last, where the watch has not brought it yet: news is told once."""
+        replaced, written = self.reported.get(plan.key, ([], {}))
+        if plan.status in replaced:
+            return replace(plan, status=written)
+        self.reported.pop(plan.key, None)
+        return plan
 
     async def _carry_out(self, plan: PlanObject, decision: Decision | None, world: World) -> bool:
         """Applies and reports one plan; says whether a router has yet to take its table."""
@@ -206,6 +218,8 @@ class Loop:
             log.info("%s: %s %s", plan.key, reason, message)
             await self._tell(plan, _event(plan, kind, reason, message))
         await self.kube.apply(body, status=True)
+        replaced, _ = self.reported.get(plan.key, ([], {}))
+        self.reported[plan.key] = ([*replaced, plan.status], found)
 
     async def _tell(self, plan: PlanObject, event: dict[str, Any]) -> None:
         try:
