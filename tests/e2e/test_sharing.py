@@ -63,10 +63,10 @@ def test_two_plans_in_two_namespaces_share_the_gpus_without_exceeding_them(apply
     one = apply(gentle_plan)
     wait_until(lambda: one.condition("Feasible"), 30, "first plan decided")
     operator.kubectl("create", "namespace", "e2e-other")
+    other_body = copy.deepcopy(gentle_plan)
+    other_body["metadata"]["name"] = "other"
+    other = apply(other_body, "e2e-other")
     try:
-        other_body = copy.deepcopy(gentle_plan)
-        other_body["metadata"]["name"] = "other"
-        other = apply(other_body, "e2e-other")
         for plan in (one, other):
             wait_until(lambda plan=plan: plan.body()["status"]["allocations"], 30, "allocations")
 
@@ -84,7 +84,10 @@ def test_two_plans_in_two_namespaces_share_the_gpus_without_exceeding_them(apply
         assert all(watched_units["used"][node] <= room[node] for node in room)
         assert watched_units["asked"] <= sum(room.values())
     finally:
-        operator.kubectl("delete", "namespace", "e2e-other")
+        # A namespace that goes with its pods is looked at again only minutes later, for the sake of their grace periods.
+        operator.kubectl("delete", "msp", "--all", "-n", "e2e-other")
+        wait_until(lambda: not other.pods(), 60, "pods of the other plan gone")
+        operator.kubectl("delete", "namespace", "e2e-other", "--wait=false")
 
 
 def test_a_pod_that_finds_no_gpu_is_named_and_the_rest_serves(apply, gentle_plan, operator):
