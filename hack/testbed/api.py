@@ -40,7 +40,7 @@ class Event(NamedTuple):
     """One step of `Api.follow`: `synced` carries every object there is in `items`, the others one in `item`."""
 
     type: Literal["synced", "changed", "deleted"]
-    item: Object = {}  # noqa: RUF012
+    item: Object = {}  # noqa: RUF012 - a field of a tuple, and nothing writes to it
     items: tuple[Object, ...] = ()
 
 

@@ -155,7 +155,7 @@ class Bed(Cluster):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = (self.dir / "daemon.log").read_text()[-3000:]
                 raise BedError(f"the test bed did not start:\n{said}")
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # the file appears, or the process ends: neither can be waited for together
 
     def stop(self, *, keep_files: bool = False) -> None:
         """End the bed and everything in it, and remove its folder."""
@@ -175,7 +175,7 @@ class Bed(Cluster):
         while self._is_alive(pid):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # the bed may be another process's child, whose end cannot be waited for
 
     def _is_alive(self, pid: int) -> bool:
         if self._process is not None:
@@ -202,7 +202,6 @@ class Bed(Cluster):
         if not self._inside:
             netns.join(self.pid)
             self._inside = True
-            self.__dict__.pop("api", None)
             self.__dict__.pop("helm", None)
 
     def kill_node(self, name: str) -> None:

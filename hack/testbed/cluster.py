@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from kubernetes import client, config
 
 from testbed import tools
 
 Object = dict[str, Any]
 Result = TypeVar("Result")
 _POLL_S = 0.1
-_NOT_FOUND = 404
 
 
 def wait_until(condition: Callable[[], Result], timeout_s: float, what: str = "condition") -> Result:
@@ -35,55 +33,8 @@ def wait_until(condition: Callable[[], Result], timeout_s: float, what: str = "c
             last = value
         except (AssertionError, LookupError) as error:
             last = error
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # between two looks at a cluster that says nothing by itself; the deadline bounds them
     raise AssertionError(f"{what} not met within {timeout_s:g} s; last: {last!r}")
-
-
-class KubeApi:
-    """Plain paths and plain objects over the official client's connection and credentials."""
-
-    def __init__(self, kubeconfig: Path) -> None:
-        self._client: Any = config.new_client_from_config(str(kubeconfig))
-
-    def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
-        """Make one request and return the decoded answer.
-
-        Raises:
-            kubernetes.client.ApiException: The API server refused.
-        """
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        data = None if body is None else json.dumps(body).encode()
-        url = self._client.configuration.host + path
-        answer = self._client.rest_client.pool_manager.request(method, url, body=data, headers=headers)
-        if answer.status >= 400:
-            raise client.ApiException(status=answer.status, reason=answer.data.decode()[:2000])
-        return json.loads(answer.data)
-
-    def get(self, path: str) -> Any:
-        """The object or list at `path`."""
-        return self.request("GET", path)
-
-    def find(self, path: str) -> Any | None:
-        """The object at `path`, or None when there is none."""
-        try:
-            return self.get(path)
-        except client.ApiException as error:
-            if error.status == _NOT_FOUND:
-                return None
-            raise
-
-    def create(self, path: str, body: Object) -> Any:
-        """Create `body` in the collection `path`."""
-        return self.request("POST", path, body)
-
-    def merge(self, path: str, body: Object) -> Any:
-        """Merge patch the object at `path`."""
-        return self.request("PATCH", path, body, "application/merge-patch+json")
-
-    def delete(self, path: str, body: Object | None = None) -> Any:
-        """Delete the object at `path`."""
-        return self.request("DELETE", path, body)
 
 
 class Helm:
@@ -143,11 +94,6 @@ class Cluster:
     def kubeconfig(self) -> Path:
         """Path of the administrator's kubeconfig, usable from this process."""
         return self._kubeconfig
-
-    @cached_property
-    def api(self) -> KubeApi:
-        """A plain client."""
-        return KubeApi(self.kubeconfig)
 
     @cached_property
     def helm(self) -> Helm:

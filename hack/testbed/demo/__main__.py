@@ -118,11 +118,9 @@ async def _play(bed: Bed, watch: Watch, plan: dict[str, Any], options: argparse.
 
 
 def _install(bed: Bed) -> None:
-    from helm_python import HelmError  # noqa: PLC0415  # it starts threads, and those would stay outside the bed
-
     try:
         bed.helm.install(_CHART, "servingplan", _OPERATOR_NAMESPACE, _VALUES)
-    except HelmError as error:
+    except RuntimeError as error:
         raise DemoError(f"the operator's chart could not be installed: {error}") from error
 
 

@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from servingplan.api import v1alpha1
+from servingplan.api.document import PlainDumper
 
 SINGULAR = "modelservingplan"
 SHORT_NAMES = ["msp"]
@@ -160,13 +161,6 @@ def definition() -> dict[str, Any]:
     }
 
 
-class _NoAnchors(yaml.SafeDumper):
-    """Writes what occurs twice twice: people read the file."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the signature is PyYAML's
-        return True
-
-
 def to_yaml() -> str:
     """The CustomResourceDefinition as the text of ``crds/``, byte for byte the same for the same models."""
-    return yaml.dump(definition(), Dumper=_NoAnchors, sort_keys=False, width=120)
+    return yaml.dump(definition(), Dumper=PlainDumper, sort_keys=False, width=120)

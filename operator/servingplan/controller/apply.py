@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from enum import Enum
 from typing import Any
 
 from servingplan.controller.desired import Desired, key_of
@@ -18,6 +19,16 @@ from servingplan.controller.world import ChildKey, World
 from servingplan.render import names, router
 
 log = logging.getLogger(__name__)
+
+
+class Change(Enum):
+    """What one object needs."""
+
+    NONE = "keep"
+    CREATE = "create"
+    UPDATE = "update"
+    MEND = "mend"
+    """It was last written as it is wanted, and somebody has changed it since."""
 
 
 async def apply(
@@ -38,38 +49,30 @@ async def apply(
     Returns:
         The objects that others had changed and that are mended now.
     """
-    mended = tuple(key for key, body in desired.objects.items() if key in children and _drifted(body, children[key]))
-    shrinking = {key for key, body in desired.pools.items() if _shrinks(body, children.get(key))}
-    for key, body in desired.pools.items():
-        if key not in shrinking:
-            await _apply(kube, body, children.get(key))
-    await _apply(kube, desired.table, children.get(key_of(desired.table)))
-    for key, body in desired.router.items():
-        await _apply(kube, body, children.get(key))
+    objects = desired.objects
+    changes = {key: change(body, children.get(key)) for key, body in objects.items()}
+    shrinking = sorted(key for key, body in desired.pools.items() if _shrinks(body, children.get(key)))
+    growing = [key for key in desired.pools if key not in shrinking]
+    for key in (*growing, key_of(desired.table), *desired.router):
+        await _apply(kube, objects[key], changes[key])
     await _stamp(kube, desired, world, plan_key)
-    for key in sorted(shrinking):
-        await _apply(kube, desired.pools[key], children.get(key))
-    for key in sorted(_removable(children) - desired.objects.keys()):
+    for key in shrinking:
+        await _apply(kube, objects[key], changes[key])
+    for key in sorted(_removable(children) - objects.keys()):
         log.info("%s: delete %s %s", plan_key, key[0], key[2])
         await kube.delete(*key, uid=children[key]["metadata"]["uid"])
-    return mended
+    return tuple(key for key, what in changes.items() if what is Change.MEND)
 
 
-def differs(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
-    """Whether a live object lacks something that is wanted of it."""
-    return not _is_as_written(wanted, live) or _drifted(wanted, live)
-
-
-def _is_as_written(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
-    return bool(live["metadata"].get("annotations", {}).get(names.ANNOTATION_APPLIED) == digest(wanted))
-
-
-def _drifted(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
-    """Whether the object was last written as it is wanted and someone has changed it since."""
-    if not _is_as_written(wanted, live):
-        return False
+def change(wanted: dict[str, Any], live: dict[str, Any] | None) -> Change:
+    """What has to be done so that a live object, or none, has everything that is wanted of it."""
+    if live is None:
+        return Change.CREATE
+    if live["metadata"].get("annotations", {}).get(names.ANNOTATION_APPLIED) != digest(wanted):
+        return Change.UPDATE
     # Items of a list do not say of what kind they are.
-    return any(not _holds(part, live.get(name, {})) for name, part in wanted.items() if name not in {"apiVersion", "kind"})
+    parts = {name: part for name, part in wanted.items() if name not in {"apiVersion", "kind"}}
+    return Change.NONE if _holds(parts, live) else Change.MEND
 
 
 def digest(body: dict[str, Any]) -> str:
@@ -107,11 +110,11 @@ def _shrinks(wanted: dict[str, Any], live: dict[str, Any] | None) -> bool:
     return bool(wanted["spec"]["replicas"] < live["spec"].get("replicas", 1))
 
 
-async def _apply(kube: Kube, wanted: dict[str, Any], live: dict[str, Any] | None) -> None:
-    if live is not None and not differs(wanted, live):
+async def _apply(kube: Kube, wanted: dict[str, Any], what: Change) -> None:
+    if what is Change.NONE:
         return
     kind, namespace, name = key_of(wanted)
-    log.info("%s/%s: %s %s", namespace, name, "update" if live else "create", kind)
+    log.info("%s/%s: %s %s", namespace, name, what.value, kind)
     await kube.apply(stamped(wanted))
 
 

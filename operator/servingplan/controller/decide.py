@@ -11,12 +11,13 @@ Pure: equal worlds give equal decisions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from servingplan.api import v1alpha1
 from servingplan.api.routing_table import ClassEntry, ModelEntry, Pool, RoutingTable, whole_weights
-from servingplan.controller.world import PlanObject, Pod, World
+from servingplan.controller.world import PlanObject, World
 from servingplan.planning.build import plan_demand, service_level
 from servingplan.planning.problem import Plan, PlanDecision, PlanDemand, Problem
 from servingplan.planning.solve import solve
@@ -37,11 +38,11 @@ class Decision:
         asked: Replicas by (model, setup) to ask for now.
         ready: Replicas by (model, setup) that are ready now.
         planned: The answer for the targets.
-        sharing: The answer for the replicas that stand now.
-        table: The routing table for them.
+        table: The routing table for the replicas that stand now.
         unmatched: Accelerators that no node matches.
         surge: Setups whose pods may be renewed one up before one down, because their nodes have room.
-        status: How the solve ended, with its gap.
+        solver_status: How the solve ended.
+        gap: Relative distance between what was found and the proven bound.
     """
 
     plan: PlanObject
@@ -49,7 +50,6 @@ class Decision:
     asked: dict[SetupKey, int]
     ready: dict[SetupKey, int]
     planned: PlanDecision
-    sharing: PlanDecision
     table: RoutingTable
     unmatched: tuple[str, ...]
     surge: frozenset[SetupKey]
@@ -74,7 +74,7 @@ def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
     demands = tuple(plan_demand(plan.key, _spec(plan), plan.profiles, free[plan.key]) for plan in active)
     planned = solver(Problem(demands))
     targets = {(plan.key, a.model, a.setup): a.replicas for plan in active for a in planned.of(plan.key).allocations}
-    ready = {key: len(_ready_pods(world, key)) for key in targets}
+    ready = _ready(world, active)
     asked = _next_step(active, world, targets, ready, free)
     standing = {key: min(ready[key], asked[key]) for key in targets}
     found = {}
@@ -90,10 +90,9 @@ def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
             asked=mine(asked),
             ready=mine(ready),
             planned=planned.of(plan.key),
-            sharing=sharing,
             table=_table(plan, planned.of(plan.key), sharing),
             unmatched=tuple(name for name, units in sorted(free[plan.key].items()) if not units),
-            surge=_with_room(plan, planned, free[plan.key]),
+            surge=_with_room(plan, planned.of(plan.key), free[plan.key]),
             solver_status=planned.status,
             gap=planned.gap,
         )
@@ -116,10 +115,19 @@ def _spec(plan: PlanObject) -> v1alpha1.ModelServingPlanSpec:
     return plan.spec
 
 
-def _ready_pods(world: World, key: tuple[str, str, str]) -> list[Pod]:
-    plan_key, model, setup = key
-    pool = names.pool_name(plan_key.split("/", 1)[1], model, setup)
-    return [pod for pod in world.pods_of(plan_key, MODEL_SERVER) if pod.pool == pool and pod.ready and not pod.terminating]
+def _ready(world: World, active: tuple[PlanObject, ...]) -> dict[tuple[str, str, str], int]:
+    """Replicas that are ready and stay, by plan key, model and setup."""
+    pods = Counter(
+        (pod.plan_key, pod.pool)
+        for pod in world.pods
+        if pod.component == MODEL_SERVER and pod.ready and not pod.terminating and not pod.finished
+    )
+    return {
+        (plan.key, model.name, setup.name): pods[plan.key, names.pool_name(plan.owner.name, model.name, setup.name)]
+        for plan in active
+        for model in _spec(plan).models
+        for setup in model.setups
+    }
 
 
 def _free_units(plan: PlanObject, active: tuple[PlanObject, ...], world: World) -> dict[str, dict[str, int]]:
@@ -150,7 +158,7 @@ def _next_step(
 ) -> dict[tuple[str, str, str], int]:
     states, capacity = [], {}
     for plan in active:
-        spec = _spec(plan)
+        spec, current = _spec(plan), _current_replicas(world, plan)
         for model in spec.models:
             for setup in model.setups:
                 key = (plan.key, model.name, setup.name)
@@ -159,15 +167,14 @@ def _next_step(
                         key=key,
                         pool=f"{plan.key}/{setup.accelerator}",
                         units=setup.count,
-                        current=_current_replicas(world, plan, names.pool_name(plan.owner.name, model.name, setup.name)),
+                        current=current.get(names.pool_name(plan.owner.name, model.name, setup.name), 0),
                         ready=ready[key],
                         target=targets[key],
                     )
                 )
         for kind in spec.accelerators:
-            total = sum(free[plan.key][kind.name].values())
-            room = total if kind.limit is None else min(total, kind.limit)
-            capacity[f"{plan.key}/{kind.name}"] = room - _leaving_units(plan, kind.name, world)
+            allowed = _allowed_units(kind, free[plan.key])
+            capacity[f"{plan.key}/{kind.name}"] = allowed - _leaving_units(plan, kind.name, world)
     for plan in active:
         _leave_to_others(plan, active, states, capacity, free)
     return step(tuple(states), capacity)
@@ -205,9 +212,16 @@ def _leave_to_others(
                 capacity[f"{plan.key}/{kind.name}"] -= sum(s.units * s.target for s in states if s.pool == pool)
 
 
-def _current_replicas(world: World, plan: PlanObject, pool: str) -> int:
-    live = world.children_of(plan).get(("Deployment", plan.owner.namespace, pool))
-    return int(live["spec"].get("replicas", 0)) if live else 0
+def _current_replicas(world: World, plan: PlanObject) -> dict[str, int]:
+    """Replicas that the plan's Deployments ask for now, by name."""
+    children = world.children_of(plan).items()
+    return {name: int(body["spec"].get("replicas", 0)) for (kind, _, name), body in children if kind == "Deployment"}
+
+
+def _allowed_units(kind: v1alpha1.Accelerator, free: dict[str, dict[str, int]]) -> int:
+    """Units of an accelerator that the plan may take: what is free, within its limit."""
+    total = sum(free[kind.name].values())
+    return total if kind.limit is None else min(total, kind.limit)
 
 
 def _served_part(demand: PlanDemand, planned: PlanDecision) -> PlanDemand:
@@ -223,16 +237,13 @@ def _served_part(demand: PlanDemand, planned: PlanDecision) -> PlanDemand:
     )
 
 
-def _with_room(plan: PlanObject, planned: Plan, free: dict[str, dict[str, int]]) -> frozenset[SetupKey]:
+def _with_room(plan: PlanObject, planned: PlanDecision, free: dict[str, dict[str, int]]) -> frozenset[SetupKey]:
     """Setups for one more replica of which the accelerator has room beside all the plan's targets."""
     spec = _spec(plan)
     used: dict[str, int] = {}
-    for allocation in planned.of(plan.key).allocations:
+    for allocation in planned.allocations:
         used[allocation.accelerator] = used.get(allocation.accelerator, 0) + allocation.units
-    room = {}
-    for kind in spec.accelerators:
-        total = sum(free[kind.name].values())
-        room[kind.name] = (total if kind.limit is None else min(total, kind.limit)) - used.get(kind.name, 0)
+    room = {kind.name: _allowed_units(kind, free) - used.get(kind.name, 0) for kind in spec.accelerators}
     return frozenset(
         (model.name, setup.name) for model in spec.models for setup in model.setups if room[setup.accelerator] >= setup.count
     )

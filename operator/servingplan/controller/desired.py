@@ -72,7 +72,7 @@ def desired(decision: Decision, world: World, settings: Settings, revision: int)
                 surge = (model.name, setup.name) in decision.surge
                 pools.append(vllm.deployment(pool, replicas, vllm.VllmSettings(image=settings.vllm_image), surge=surge))
                 pools.append(vllm.service(pool))
-    stamp = f"{decision.table.digest}.{revision}"
+    stamp = names.table_stamp(decision.table.digest, revision)
     name = names.table_name(plan.owner.name)
     published = world.children_of(plan).get(("ConfigMap", plan.owner.namespace, name), {})
     previous = _previous(decision.table, published.get("data", {}))

@@ -20,7 +20,7 @@ import aiohttp
 from servingplan.api import v1alpha1
 from servingplan.controller.apply import apply
 from servingplan.controller.decide import Decision, decide
-from servingplan.controller.desired import Desired, desired
+from servingplan.controller.desired import desired
 from servingplan.controller.health import Pulse
 from servingplan.controller.kube import Kube, KubeError
 from servingplan.controller.metrics import Prometheus
@@ -104,13 +104,11 @@ class Loop:
                 again_s = await self._pass()
                 self.pulse.completed()
                 backoff_s = BACKOFF_S[0]
-            except KubeError as error:
-                log.warning("pass failed, again in %.1f s: %s", backoff_s, error)
-                self.pulse.failed(str(error))
-                again_s, backoff_s = backoff_s, min(2 * backoff_s, BACKOFF_S[1])
-            except Exception:
-                log.exception("pass failed, again in %.1f s", backoff_s)
-                self.pulse.failed("internal error, see the log")
+            # Whatever is wrong with one world may be right with the next: a loop that ends would serve nobody again.
+            except Exception as error:
+                expected = isinstance(error, KubeError)
+                log.warning("pass failed, again in %.1f s: %s", backoff_s, error, exc_info=not expected)
+                self.pulse.failed(str(error) if expected else "internal error, see the log")
                 again_s, backoff_s = backoff_s, min(2 * backoff_s, BACKOFF_S[1])
 
     async def measure(self) -> None:
@@ -151,6 +149,7 @@ class Loop:
                 unsettled |= await self._carry_out(plan, decisions.get(plan.key), world)
             except KubeError as error:
                 failures.append(f"{plan.key}: {error}")
+            # One plan that cannot be carried out, for whatever reason, must not keep the others from being served.
             except Exception:
                 log.exception("%s: not carried out", plan.key)
                 failures.append(f"{plan.key}: internal error, see the log")
@@ -187,7 +186,9 @@ class Loop:
         found = status(plan, decision, world, wanted.stamp if wanted else None, _now, refused=refused)
         if found != plan.status:
             await self._report(plan, found)
-        return wanted is not None and not refused and _unsettled(wanted, plan, world)
+        if wanted is None or refused:
+            return False
+        return bool(world.silent(plan.key) or world.behind(plan.key, wanted.stamp))
 
     def _revision(self, decision: Decision, world: World) -> int:
         """The table's revision: one more than the published one when routers have not taken that for too long."""
@@ -199,9 +200,8 @@ class Loop:
         current = self.publications.get(plan.key)
         if current is None or current.digest != decision.table.digest or current.revision < revision:
             current = self.publications[plan.key] = _Publication(decision.table.digest, revision, time.monotonic())
-        served = world.served.get(plan.key, {})
-        stamp = f"{current.digest}.{current.revision}"
-        behind = [pod for pod, table in served.items() if table and f"{table.digest}.{table.revision}" != stamp]
+        stamp = names.table_stamp(current.digest, current.revision)
+        behind = world.behind(plan.key, stamp)
         if behind and time.monotonic() - current.since > REPUBLISH_AFTER_S:
             log.warning("%s: %s did not take table %s, publishing it again", plan.key, ", ".join(behind), stamp)
             current = self.publications[plan.key] = _Publication(current.digest, current.revision + 1, time.monotonic())
@@ -227,11 +227,6 @@ class Loop:
         except KubeError as error:
             # News that does not arrive must not keep a plan from being served.
             log.warning("%s: event not recorded: %s", plan.key, error)
-
-
-def _unsettled(wanted: Desired, plan: PlanObject, world: World) -> bool:
-    served = world.served.get(plan.key, {})
-    return any(table is None or f"{table.digest}.{table.revision}" != wanted.stamp for table in served.values())
 
 
 def _news(plan: PlanObject, found: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -148,14 +148,11 @@ def _named(stuck: list[Pod]) -> str:
 
 def _synced(plan: PlanObject, world: World, stamp: str | None) -> _Finding:
     """Whether every ready router pod serves the table that is published."""
-    served = world.served.get(plan.key, {})
-    if not served:
+    if not world.served.get(plan.key):
         return _Finding("RoutingSynced", "Unknown", "RouterNotReady", "no router pod is ready")
-    silent = sorted(pod for pod, table in served.items() if table is None)
-    if silent:
+    if silent := world.silent(plan.key):
         return _Finding("RoutingSynced", "Unknown", "RouterSilent", f"no answer from {', '.join(silent)}")
-    behind = sorted(pod for pod, table in served.items() if table and f"{table.digest}.{table.revision}" != stamp)
-    if behind:
+    if behind := world.behind(plan.key, stamp):
         return _Finding(
             "RoutingSynced", "False", "TableNotServed", f"an earlier routing table is still served by {', '.join(behind)}"
         )
@@ -323,10 +320,9 @@ def _router(plan: PlanObject, world: World) -> dict[str, Any]:
         "address": f"{names.router_name(plan.owner.name)}.{plan.owner.namespace}.svc:{plan.spec.router.service.port}",
         "ready": len(served),
     }
-    tables = {(table.digest, table.revision, table.generation) for table in served.values() if table}
-    if len(tables) == 1 and None not in served.values():
-        ((table_digest, revision, generation),) = tables
-        found |= {"generation": generation, "table": f"{table_digest}.{revision}"}
+    tables = set(served.values())
+    if len(tables) == 1 and (table := tables.pop()):
+        found |= {"generation": table.generation, "table": table.stamp}
     return found
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from servingplan.api import v1alpha1
-from servingplan.render.names import LABEL_PLAN, LABEL_POOL, MANAGED, Owner
+from servingplan.render.names import LABEL_PLAN, LABEL_POOL, MANAGED, Owner, table_stamp
 
 ChildKey = tuple[str, str, str]
 """Kind, namespace and name."""
@@ -65,6 +65,11 @@ class Served:
     digest: str
     revision: int
     generation: int
+
+    @property
+    def stamp(self) -> str:
+        """Which publication of which table it is."""
+        return table_stamp(self.digest, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,15 @@ class World:
             for key, body in self.children.items()
             if any(reference.get("uid") == plan.owner.uid for reference in body["metadata"].get("ownerReferences", []))
         }
+
+    def behind(self, plan_key: str, stamp: str | None) -> list[str]:
+        """Names of the plan's router pods that say they serve another table than this."""
+        served = self.served.get(plan_key, {})
+        return sorted(pod for pod, table in served.items() if table and table.stamp != stamp)
+
+    def silent(self, plan_key: str) -> list[str]:
+        """Names of the plan's ready router pods that did not say what they serve."""
+        return sorted(pod for pod, table in self.served.get(plan_key, {}).items() if table is None)
 
     def pods_of(self, plan_key: str, component: str) -> tuple[Pod, ...]:
         """The plan's pods of one component that have not ended."""

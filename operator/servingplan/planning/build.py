@@ -27,17 +27,17 @@ def plan_demand(
     """
     return PlanDemand(
         key=key,
-        models=tuple(_model(model, spec, profiles) for model in sorted(spec.models, key=lambda model: model.name)),
-        classes=tuple(_class(entry, spec) for entry in sorted(spec.request_classes, key=lambda entry: entry.name)),
+        models=tuple(_model(model, spec, profiles) for model in spec.models),
+        classes=tuple(_class(entry, spec) for entry in spec.request_classes),
         accelerators=tuple(
             AcceleratorSupply(
                 name=kind.name,
                 resource=kind.resource,
-                free_units=dict(sorted(free_units.get(kind.name, {}).items())),
+                free_units=free_units.get(kind.name, {}),
                 limit=kind.limit,
                 cost_per_hour=float(kind.cost_per_hour),
             )
-            for kind in sorted(spec.accelerators, key=lambda kind: kind.name)
+            for kind in spec.accelerators
         ),
         budget_per_hour=float(spec.budget.cost_per_hour) if spec.budget else None,
     )
@@ -98,7 +98,7 @@ def _model(model: api.Model, spec: api.ModelServingPlanSpec, profiles: dict[tupl
                 min_replicas=setup.min_replicas,
                 max_replicas=setup.max_replicas,
             )
-            for setup in sorted(model.setups, key=lambda setup: setup.name)
+            for setup in model.setups
             if (model.name, setup.name) in profiles
         ),
     )

@@ -60,6 +60,11 @@ def table_name(plan: str) -> str:
     return f"{plan}-routing"
 
 
+def table_stamp(digest: str, revision: int) -> str:
+    """Which publication of which routing table: what ``ANNOTATION_TABLE`` holds."""
+    return f"{digest}.{revision}"
+
+
 def pool_address(namespace: str, pool: str) -> str:
     """DNS name that resolves to the ready pods of a pool; the dot at its end spares the resolver the search list."""
     return f"{pool}.{namespace}.svc.cluster.local."

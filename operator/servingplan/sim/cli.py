@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     numpy and numba stay out of this path: many simulated servers start at once on small machines.
     """
-    from servingplan.sim.server import Settings, serve  # noqa: PLC0415
+    from servingplan.sim.server import Settings, serve  # noqa: PLC0415 - `add_arguments` and --help do without
 
     model = args.model or args.model_positional
     if not model:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from servingplan.api.document import PlainDumper
+
 METADATA = "servingplan"
 """Namespace of the metadata that routes, hosts and requests carry for logs and metrics."""
 
@@ -14,16 +16,9 @@ REQUEST_METADATA = "servingplan.request"
 """Namespace of what was read from a request's body."""
 
 
-class _PlainDumper(yaml.SafeDumper):
-    """Repeats a value instead of pointing at its first use: people read these files."""
-
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 (the base class names it)
-        return True
-
-
 def dump(document: Mapping[str, Any]) -> str:
     """The document as YAML, keys in the order given."""
-    return yaml.dump(document, Dumper=_PlainDumper, sort_keys=False, width=4096)
+    return yaml.dump(document, Dumper=PlainDumper, sort_keys=False, width=4096)
 
 
 def typed(type_name: str, **fields: Any) -> dict[str, Any]:

@@ -1,0 +1,16 @@
+"""YAML that people read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes what occurs twice twice, instead of pointing at its first use."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No value is worth an anchor."""
+        del data
+        return True
