@@ -101,6 +101,7 @@ class Case:
 SETUP = "spec.models.0.setups.0"
 PROFILE = f"{SETUP}.profile"
 HEADERS = "spec.requestClasses.0.match.headers"
+LENGTHS = {"promptTokens": 300, "outputTokens": 80}
 DUPLICATE_MODEL = BASE["spec"]["models"][1] | {"name": "large"}
 
 CASES = [
@@ -129,6 +130,36 @@ CASES = [
         "give percentile or statistic, not both",
     ),
     Case("statistic Median", {"spec.slo.ttft.statistic": "Median"}, "spec.slo.ttft.statistic", 'supported values: "Mean"'),
+    Case("unknown scope", {"spec.slo.scope": "Cluster"}, "spec.slo.scope", 'supported values: "Route", "Plan"'),
+    Case(
+        "plan-wide percentile",
+        {"spec.slo.scope": "Plan", "spec.slo.ttft.percentile": 95},
+        "spec.slo",
+        "with scope Plan every bound must have statistic: Mean",
+    ),
+    Case(
+        "plan-wide mean beside the default percentile",
+        {"spec.slo.scope": "Plan", "spec.slo.ttft.statistic": "Mean", "spec.slo.e2e": {"seconds": 20}},
+        "spec.slo",
+        "with scope Plan every bound must have statistic: Mean",
+    ),
+    Case(
+        "plan-wide mean and a class SLO",
+        {
+            "spec.slo": {"scope": "Plan", "ttft": {"seconds": 0.8, "statistic": "Mean"}},
+            "spec.requestClasses.0.slo": {"ttft": {"seconds": 0.5, "statistic": "Mean"}},
+        },
+        "spec.requestClasses",
+        "no class may have an slo of its own while slo.scope is Plan: its means are over all classes: code",
+    ),
+    Case(
+        "scope of a class",
+        {"spec.requestClasses.0.slo": {"ttft": {"seconds": 1}, "scope": "Plan"}},
+        "spec.requestClasses[0].slo.scope",
+        "unknown field",
+    ),
+    Case("two nodes lost", {"spec.tolerateNodes": 2}, "spec.tolerateNodes", "less than or equal to 1"),
+    Case("minus one node lost", {"spec.tolerateNodes": -1}, "spec.tolerateNodes", "greater than or equal to 0"),
     Case("class SLO without a bound", {"spec.requestClasses.0.slo": {}}, "spec.requestClasses[0].slo", "at least one of"),
     Case("unknown mode", {"spec.mode": "Manual"}, "spec.mode", 'supported values: "Auto", "Paused"'),
     Case("misspelt field", {"spec.models.0.qualty": {"default": 1}}, "spec.models[0].qualty", "unknown field"),
@@ -329,6 +360,35 @@ CASES = [
     ),
     Case("negative rate", {"spec.requestClasses.0.rate": -1}, "spec.requestClasses[0].rate", "greater than or equal to 0"),
     Case("rate in words", {"spec.requestClasses.0.rate": "abc"}, "spec.requestClasses[0].rate", "should match"),
+    Case("minQuality above 1", {"spec.requestClasses.0.minQuality": 70}, "spec.requestClasses[0].minQuality", "equal to 1"),
+    Case("negative minQuality", {"spec.requestClasses.0.minQuality": "-0.1"}, "spec.requestClasses[0].minQuality", "match"),
+    Case("negative burstiness", {"spec.requestClasses.0.arrivalCv": -1}, "spec.requestClasses[0].arrivalCv", "equal to 0"),
+    Case(
+        "lengths and their moments",
+        {"spec.requestClasses.0.lengths": [LENGTHS], "spec.requestClasses.0.promptTokens": {"mean": 512}},
+        "spec.requestClasses[0].lengths",
+        "give lengths, or promptTokens and outputTokens, not both",
+    ),
+    Case(
+        "lengths and the moments of answers",
+        {"spec.requestClasses.0.lengths": [LENGTHS], "spec.requestClasses.0.outputTokens": {"mean": 128}},
+        "spec.requestClasses[0].lengths",
+        "give lengths, or promptTokens and outputTokens, not both",
+    ),
+    Case("empty lengths", {"spec.requestClasses.0.lengths": []}, "spec.requestClasses[0].lengths", "at least 1 items"),
+    Case("too many lengths", {"spec.requestClasses.0.lengths": [LENGTHS] * 257}, "spec.requestClasses[0].lengths", "256"),
+    Case(
+        "answer of no tokens",
+        {"spec.requestClasses.0.lengths": [LENGTHS | {"outputTokens": 0}]},
+        "spec.requestClasses[0].lengths[0].outputTokens",
+        "greater than or equal to 1",
+    ),
+    Case(
+        "length of a prompt alone",
+        {"spec.requestClasses.0.lengths": [{"promptTokens": 100}]},
+        "spec.requestClasses[0].lengths[0].outputTokens",
+        "Required value",
+    ),
     Case("weight 0", {"spec.requestClasses.0.weight": 0}, "spec.requestClasses[0].weight", "greater than 0"),
     Case(
         "no prompt tokens",
@@ -374,6 +434,12 @@ def test_the_operator_refuses_in_a_sentence_that_blames_the_field(case: Case) ->
             {"spec.models.0.quality.classes": {"coding": 0.5}},
             "spec.models: quality.classes may only name entries of spec.requestClasses: model large names coding",
         ),
+        (
+            {"spec.requestClasses.0.minQuality": 0.75},
+            "spec.requestClasses: list a model that reaches minQuality, or lower it:"
+            " class code asks for 0.75, the best is model large with 0.7",
+        ),
+        ({"spec.requestClasses.0.slo": {"scope": "Plan"}}, "spec.requestClasses[0].slo.scope: is no field here"),
         ({"kind": "Deployment"}, "kind: must be ModelServingPlan, not Deployment"),
         ({"spec.slo.ttft.seconds": float("inf")}, "spec.slo.ttft.seconds: must be a decimal number such as 0.8"),
         ({"spec.models.0.qualty": 1}, "spec.models[0].qualty: is no field here, did you mean quality?"),

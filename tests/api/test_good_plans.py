@@ -57,6 +57,16 @@ PLANS = {
             {"name": "rest", "rate": 0},
         ]
     ),
+    "means over the whole plan": varied(
+        slo={"scope": "Plan", "ttft": {"seconds": 0.5, "statistic": "Mean"}, "e2e": {"seconds": 9, "statistic": "Mean"}}
+    ),
+    "lengths as a sample, bursts, one node to spare": varied(
+        requestClasses=[
+            {"name": "chat", "arrivalCv": 2, "minQuality": "0.5", "lengths": [{"promptTokens": 9, "outputTokens": 8}] * 256}
+        ],
+        tolerateNodes=1,
+    ),
+    "prompt lengths alone": varied(requestClasses=[{"name": "chat", "promptTokens": {"mean": 900}}]),
     "weights on a path, with further arguments": varied(
         model={"source": "/weights/llama", "drainSeconds": 0},
         router={"replicas": 1, "service": {"type": "NodePort"}},
@@ -86,7 +96,14 @@ PLANS = {
             }
             for i in range(32)
         ],
-        requestClasses=[{"name": f"c{i}", "match": {"headers": {f"x-{j}": f"c{i}" * 40 for j in range(8)}}} for i in range(32)],
+        requestClasses=[
+            {
+                "name": f"c{i}",
+                "match": {"headers": {f"x-{j}": f"c{i}" * 40 for j in range(8)}},
+                "lengths": [{"promptTokens": 10 + j, "outputTokens": 10} for j in range(256)],
+            }
+            for i in range(32)
+        ],
     ),
 }
 

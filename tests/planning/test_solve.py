@@ -18,6 +18,7 @@ from servingplan.planning.problem import (
     PlanDemand,
     Problem,
     SetupOption,
+    Standing,
 )
 from servingplan.planning.solve import solve
 
@@ -167,7 +168,7 @@ def test_a_strict_class_keeps_the_setups_it_shares_less_busy():
     alone = answer(plan(classes=(relaxed,), models=models, accelerators=(H100,)))
     both = answer(plan(classes=(relaxed, strict), models=models, accelerators=(H100,)))
     assert both.allocations[0].replicas > alone.allocations[0].replicas
-    assert both.allocations[0].ttft_p95_s <= 0.07
+    assert both.allocations[0].predicted.ttft_p95_s <= 0.07
 
 
 def test_two_plans_never_take_more_than_the_nodes_have():
@@ -192,7 +193,7 @@ def test_plans_with_overlapping_selectors_share_the_common_nodes():
 
 def test_standing_replicas_share_the_load_and_refuse_nothing():
     standing = {("llm/chat", "large", "tp2"): 1, ("llm/chat", "small", "l40s"): 1}
-    decision = answer(loaded(500.0), fixed_replicas=standing)
+    decision = answer(loaded(500.0), standing=Standing(standing))
     assert replicas(decision) == {"large/tp2": 1, "small/l40s": 1}
     assert decision.routes[0].shed == 0
     assert set(decision.routes[0].by_model()) == {"large", "small"}
@@ -200,11 +201,11 @@ def test_standing_replicas_share_the_load_and_refuse_nothing():
 
 def test_standing_replicas_that_suffice_serve_the_best_model():
     standing = {("llm/chat", "large", "tp2"): 4, ("llm/chat", "small", "l40s"): 1}
-    assert answer(plan(), fixed_replicas=standing).routes[0].by_model() == {"large": pytest.approx(1.0)}
+    assert answer(plan(), standing=Standing(standing)).routes[0].by_model() == {"large": pytest.approx(1.0)}
 
 
 def test_no_replica_at_all_leaves_no_way():
-    decision = answer(plan(), fixed_replicas={})
+    decision = answer(plan(), standing=Standing({}))
     assert decision.routes[0].shares == {}
 
 

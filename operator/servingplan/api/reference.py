@@ -44,6 +44,8 @@ spec:
     ttft: {seconds: 0.8, percentile: 95}
     interTokenLatency: {seconds: 0.06, statistic: Mean}
     e2e: {seconds: 20, percentile: 90}
+    scope: Route
+  tolerateNodes: 1
   budget: {costPerHour: 40}
   accelerators:
   - name: h100
@@ -105,6 +107,12 @@ spec:
       ttft: {seconds: 0.5, percentile: 99}
   - name: chat
     rate: 30
+    arrivalCv: 1.5
+    minQuality: 0.6
+    lengths:
+    - {promptTokens: 180, outputTokens: 420}
+    - {promptTokens: 950, outputTokens: 210}
+    - {promptTokens: 3900, outputTokens: 35}
   router:
     policy: Weights
     replicas: 3

@@ -38,12 +38,10 @@ class ModelEntry(_Table):
     """A model and the pools that serve it.
 
     Attributes:
-        price: What a request must gain in quality to be worth this model, in quality per request.
         weights: Parts per million of the model's requests by pool name; empty while no replica is ready.
     """
 
     name: str
-    price: float = 0.0
     pools: tuple[Pool, ...]
     weights: dict[str, int] = Field(default_factory=dict)
 
@@ -56,6 +54,8 @@ class ClassEntry(_Table):
         weights: Parts per million of the requests that are served, by pool name; empty while nothing can serve the class.
         shares: Fraction of the class by model name; with ``shed`` it sums to 1.
         shed: Fraction of the class that is refused with 429.
+        prices: Price by model name, in quality per request, of every model that the class may go to. A request drawn with
+            probability proportional to exp((score - price) / temperature) goes by the shares.
         ttft_s: Time to first token that the class may expect, for pickers; None without such a bound.
     """
 
@@ -64,11 +64,15 @@ class ClassEntry(_Table):
     weights: dict[str, int] = Field(default_factory=dict)
     shares: dict[str, float] = Field(default_factory=dict)
     shed: float = Field(default=0.0, ge=0.0, le=1.0)
+    prices: dict[str, float] = Field(default_factory=dict)
     ttft_s: float | None = None
 
 
 class RoutingTable(_Table):
     """Everything a router needs to know of a plan.
+
+    Attributes:
+        temperature: Of the prices, in units of quality.
 
     Raises:
         ValueError: A weight names a pool that is not in the table, or weights do not sum to ``WEIGHT_TOTAL``.
@@ -78,6 +82,7 @@ class RoutingTable(_Table):
     plan: str
     generation: int
     timeout_s: int = 3600
+    temperature: float = 0.01
     models: tuple[ModelEntry, ...]
     classes: tuple[ClassEntry, ...]
 

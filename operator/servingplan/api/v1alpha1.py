@@ -148,7 +148,7 @@ class LatencyTarget(_Object):
 class ServiceLevelObjective(_Object):
     """The latency that a request may expect; every bound that is given holds on every route in use."""
 
-    RULES = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             message="give at least one of ttft, interTokenLatency and e2e",
             cel="has(self.ttft) || has(self.interTokenLatency) || has(self.e2e)",
@@ -162,6 +162,32 @@ class ServiceLevelObjective(_Object):
         default=None,
         alias="e2e",
         description="Time from the request's arrival to its last token, for the class's mean output length.",
+    )
+
+
+_BOUNDS = ("ttft", "interTokenLatency", "e2e")
+_CEL_ALL_MEANS = " && ".join(f"(!has(self.{bound}) || has(self.{bound}.statistic))" for bound in _BOUNDS)
+
+
+class PlanObjective(ServiceLevelObjective):
+    """The latency that a request may expect, and whether each route keeps it or only the plan as a whole."""
+
+    RULES = (
+        *ServiceLevelObjective.RULES,
+        Rule(
+            message="with scope Plan every bound must have statistic: Mean, because only means add up over routes",
+            cel=f"self.scope != 'Plan' || ({_CEL_ALL_MEANS})",
+            holds=lambda slo: (
+                slo.scope != "Plan"
+                or all(bound is None or bound.statistic == "Mean" for bound in (slo.ttft, slo.inter_token_latency, slo.e2e))
+            ),
+        ),
+    )
+
+    scope: Literal["Route", "Plan"] = Field(
+        default="Route",
+        description="Route: every class keeps the bounds on every setup that serves it. Plan: the mean over all requests that"
+        " the plan serves keeps them, so that a slow setup may serve some if fast ones serve enough.",
     )
 
 
@@ -327,6 +353,10 @@ class Quality(_Object):
     default: Fraction = Field(description="Score between 0 and 1 for every class that is not named.")
     classes: dict[str, Fraction] = Field(default_factory=dict, max_length=32, description="Score by request class.")
 
+    def of(self, request_class: str) -> Decimal:
+        """The score for one class."""
+        return self.classes.get(request_class, self.default)
+
 
 class Model(_Object):
     """A model that the plan may serve."""
@@ -365,6 +395,18 @@ class TokenLengths(_Object):
     cv: NonNegative = Field(default=Decimal(1), description="Coefficient of variation.")
 
 
+DEFAULT_PROMPT_TOKENS = TokenLengths(mean=Decimal(512))
+DEFAULT_OUTPUT_TOKENS = TokenLengths(mean=Decimal(128))
+"""Lengths of a class that gives none; not defaults of the schema, so that a rule can tell what was given."""
+
+
+class RequestLengths(_Object):
+    """The lengths of one request."""
+
+    prompt_tokens: int = Field(ge=1, le=10_000_000, description="Prompt tokens of the request.")
+    output_tokens: int = Field(ge=1, le=10_000_000, description="Output tokens of the request.")
+
+
 class ClassMatch(_Object):
     """Which requests belong to a class."""
 
@@ -396,13 +438,43 @@ class ClassMatch(_Object):
 class RequestClass(_Object):
     """A kind of request: how to tell it, how much of it there is, and what it may expect."""
 
+    RULES = (
+        Rule(
+            message="give lengths, or promptTokens and outputTokens, not both",
+            cel="!has(self.lengths) || (!has(self.promptTokens) && !has(self.outputTokens))",
+            holds=lambda entry: entry.lengths is None or (entry.prompt_tokens is None and entry.output_tokens is None),
+            field_path=".lengths",
+        ),
+    )
+
     name: Label = Field(description="Name of the class.")
     match: ClassMatch | None = Field(
         default=None, description="Which requests belong to it; without it the class takes what no other class matches."
     )
-    prompt_tokens: TokenLengths = Field(default=TokenLengths(mean=Decimal(512)), description="Prompt lengths.")
-    output_tokens: TokenLengths = Field(default=TokenLengths(mean=Decimal(128)), description="Output lengths.")
+    prompt_tokens: TokenLengths | None = Field(
+        default=None,
+        description=f"Prompt lengths; a mean of {DEFAULT_PROMPT_TOKENS.mean} where neither this nor lengths is given.",
+    )
+    output_tokens: TokenLengths | None = Field(
+        default=None,
+        description=f"Output lengths; a mean of {DEFAULT_OUTPUT_TOKENS.mean} where neither this nor lengths is given.",
+    )
+    lengths: list[RequestLengths] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        json_schema_extra=ATOMIC_LIST,
+        description="A sample of real requests instead of promptTokens and outputTokens: it keeps the tails and how the two"
+        " lengths go together, which moments do not.",
+    )
     rate: NonNegative = Field(default=Decimal(1), description="Requests per second to plan for.")
+    arrival_cv: NonNegative = Field(
+        default=Decimal(1),
+        description="Coefficient of variation of the times between arrivals: 1 is Poisson, more is burstier, 0 is a clock.",
+    )
+    min_quality: Fraction = Field(
+        default=Decimal(0), description="The class goes to no model that scores below it, whatever that costs."
+    )
     weight: Positive = Field(
         default=Decimal(1), description="Importance per request: of quality, and of who is served when not all can be."
     )
@@ -475,6 +547,16 @@ def _unlisted_classes(spec: ModelServingPlanSpec) -> list[str]:
     return [f"model {model.name} names {name}" for model in spec.models for name in model.quality.classes if name not in listed]
 
 
+def _unsatisfied_classes(spec: ModelServingPlanSpec) -> list[str]:
+    found = []
+    for entry in spec.request_classes:
+        best = max(spec.models, key=lambda model: model.quality.of(entry.name))
+        score = best.quality.of(entry.name)
+        if score < entry.min_quality:
+            found.append(f"class {entry.name} asks for {entry.min_quality}, the best is model {best.name} with {score}")
+    return found
+
+
 class ModelServingPlanSpec(_Object):
     """What is wanted: the models, how each may be deployed, the requests, and the latency they may expect."""
 
@@ -524,12 +606,30 @@ class ModelServingPlanSpec(_Object):
             field_path=".models",
             culprits=_unlisted_classes,
         ),
+        Rule(
+            message="no class may have an slo of its own while slo.scope is Plan: its means are over all classes",
+            cel="self.slo.scope != 'Plan' || !has(self.requestClasses) || self.requestClasses.all(c, !has(c.slo))",
+            field_path=".requestClasses",
+            culprit_cel="self.requestClasses.map(c, has(c.slo), c.name)[0]",
+            culprits=lambda spec: [entry.name for entry in spec.request_classes if spec.slo.scope == "Plan" and entry.slo],
+        ),
+        Rule(
+            message="list a model that reaches minQuality, or lower it",
+            field_path=".requestClasses",
+            culprits=_unsatisfied_classes,
+        ),
     )
 
     mode: Literal["Auto", "Paused"] = Field(
         default="Auto", description="Auto: decide and apply. Paused: hold replicas and routing weights as they are."
     )
-    slo: ServiceLevelObjective = Field(description="Latency that every class may expect unless it says otherwise.")
+    slo: PlanObjective = Field(description="Latency that every class may expect unless it says otherwise.")
+    tolerate_nodes: int = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="Nodes that may be lost with every request still served within its SLO by the replicas that are left.",
+    )
     budget: Budget | None = Field(default=None, description="What the plan may spend.")
     accelerators: NamedList[Accelerator] = Field(
         min_length=1,

@@ -19,7 +19,8 @@ from servingplan.api import v1alpha1
 from servingplan.api.routing_table import ClassEntry, ModelEntry, Pool, RoutingTable, whole_weights
 from servingplan.controller.world import PlanObject, World
 from servingplan.planning.build import plan_demand, service_level
-from servingplan.planning.problem import Plan, PlanDecision, PlanDemand, Problem
+from servingplan.planning.prices import TEMPERATURE
+from servingplan.planning.problem import Plan, PlanDecision, PlanDemand, Problem, Standing
 from servingplan.planning.solve import solve
 from servingplan.planning.transition import SetupState, step
 from servingplan.render import names
@@ -71,7 +72,9 @@ def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
     if not active:
         return {}
     free = {plan.key: _free_units(plan, active, world) for plan in active}
-    demands = tuple(plan_demand(plan.key, _spec(plan), plan.profiles, free[plan.key]) for plan in active)
+    demands = tuple(
+        plan_demand(plan.key, _spec(plan), plan.profiles, free[plan.key], _running(world, plan)) for plan in active
+    )
     planned = solver(Problem(demands))
     targets = {(plan.key, a.model, a.setup): a.replicas for plan in active for a in planned.of(plan.key).allocations}
     ready = _ready(world, active)
@@ -79,7 +82,8 @@ def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
     standing = {key: min(ready[key], asked[key]) for key in targets}
     found = {}
     for plan, demand in zip(active, demands, strict=True):
-        sharing = solver(Problem((_served_part(demand, planned.of(plan.key)),), fixed_replicas=standing)).of(plan.key)
+        served = _served_part(demand, planned.of(plan.key))
+        sharing = solver(Problem((served,), standing=Standing(standing, _limits(plan, planned)))).of(plan.key)
 
         def mine(by_setup: dict[tuple[str, str, str], int], key: str = plan.key) -> dict[SetupKey, int]:
             return {(model, setup): count for (owner, model, setup), count in by_setup.items() if owner == key}
@@ -97,6 +101,12 @@ def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
             gap=planned.gap,
         )
     return found
+
+
+def _limits(plan: PlanObject, planned: Plan) -> dict[tuple[str, str, str], float]:
+    """How far the plan loads each setup that it uses: who may share a queue while replicas start and stop."""
+    allocations = planned.of(plan.key).allocations
+    return {(plan.key, a.model, a.setup): a.utilization_limit for a in allocations if a.utilization_limit > 0}
 
 
 def held_because(plan: PlanObject) -> str:
@@ -218,6 +228,16 @@ def _current_replicas(world: World, plan: PlanObject) -> dict[str, int]:
     return {name: int(body["spec"].get("replicas", 0)) for (kind, _, name), body in children if kind == "Deployment"}
 
 
+def _running(world: World, plan: PlanObject) -> dict[SetupKey, int]:
+    """Replicas that the plan's Deployments ask for now, by model and setup."""
+    current = _current_replicas(world, plan)
+    return {
+        (model.name, setup.name): current.get(names.pool_name(plan.owner.name, model.name, setup.name), 0)
+        for model in _spec(plan).models
+        for setup in model.setups
+    }
+
+
 def _allowed_units(kind: v1alpha1.Accelerator, free: dict[str, dict[str, int]]) -> int:
     """Units of an accelerator that the plan may take: what is free, within its limit."""
     total = sum(free[kind.name].values())
@@ -265,6 +285,7 @@ def _table(plan: PlanObject, planned: PlanDecision, sharing: PlanDecision) -> Ro
         plan=plan.owner.name,
         generation=plan.generation,
         timeout_s=spec.router.timeout_seconds,
+        temperature=TEMPERATURE,
         models=tuple(
             ModelEntry(
                 name=model.name,
@@ -289,6 +310,7 @@ def _table(plan: PlanObject, planned: PlanDecision, sharing: PlanDecision) -> Ro
                 weights=whole_weights({pools[key]: share for key, share in routes[entry.name].shares.items()}),
                 shares={name: round(share, 6) for name, share in routes[entry.name].by_model().items()},
                 shed=round(shed[entry.name], 6),
+                prices={name: round(price, 6) for name, price in routes[entry.name].prices.items()},
                 ttft_s=_ttft_s(entry.slo or spec.slo),
             )
             # Only one class may be without headers; last, it takes what no other class matches.

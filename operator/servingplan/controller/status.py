@@ -16,7 +16,7 @@ from servingplan.api import v1alpha1 as api
 from servingplan.controller.decide import Decision, held_because
 from servingplan.controller.world import Measured, PlanObject, Pod, World
 from servingplan.planning.build import service_level
-from servingplan.planning.problem import Allocation, PlanDecision
+from servingplan.planning.problem import Allocation, PlanDecision, Prediction
 from servingplan.render import names, router
 from servingplan.render.vllm import COMPONENT as MODEL_SERVER
 
@@ -265,11 +265,15 @@ def _allocations(plan: PlanObject, decision: Decision, measured: Measured) -> li
             "units": allocation.units,
             "rate": _text(allocation.rate_rps),
             "utilization": _text(allocation.utilization),
-            "predicted": _latencies(allocation.ttft_mean_s, allocation.ttft_p95_s, allocation.inter_token_s),
+            "predicted": _predicted(allocation.predicted),
             "observed": _observed(measured, pool, before.get(key, {}).get("observed")),
         }
         found.append({name: value for name, value in entry.items() if value is not None})
     return found
+
+
+def _predicted(prediction: Prediction | None) -> dict[str, str] | None:
+    return _latencies(prediction.ttft_mean_s, prediction.ttft_p95_s, prediction.inter_token_s) if prediction else None
 
 
 def _latencies(ttft_mean_s: float | None, ttft_p95_s: float | None, inter_token_s: float | None) -> dict[str, str] | None:

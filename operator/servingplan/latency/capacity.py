@@ -1,22 +1,12 @@
-"""How much load one replica takes within its SLO.
+"""How long a request takes on a replica under load, and the load that the replica takes within an SLO.
 
-A replica runs n requests at once. A step computes one token for each of them and spends the rest of its token budget on
-prompts, so with prompt work w per request arriving at rate u, the mean step is
+With coefficients, latency follows from the prompt queue (``latency.backlog``) and from the running requests
+(``latency.decode``); with measured points alone it is interpolated (``latency.measured``). A request is of a class with lengths
+of its own, among the background of all the requests that share the replica.
 
-    T(n) = T_d(n) / (1 - u w),    T_d(n) = alpha + max(floor, beta n) + gamma n c,    c = i + E[o^2] / 2o
-
-where c is the mean context of a running request: longer outputs are running more of the time, hence E[o^2]. Little's law,
-n = u o T(n), gives n; the largest batch B = min(max_num_seqs, KV / c) then gives the largest stable rate
-
-    u_B = B / (o T_d(B) + B w).
-
-Time to first token is the rest of the running step, one further step (the engine schedules asynchronously, so an arrival
-joins the step after next), the wait behind other prompts (M/G/1 on prompt work), the wait for a slot (Sakasegawa's
-approximation of M/M/B) and the prompt's own steps. A percentile adds the parts' deviations by root of the sum of squares,
-because they are nearly independent; adding percentiles would count the tail several times.
-
-The form is trusted up to ``MAX_UTILIZATION`` of the stable rate: beyond it, closed forms of this kind miss simulated tails by
-factors. Measured points instead of coefficients are interpolated, never extrapolated: the last one is a hard cap.
+The form is trusted within a declared range (``margin``): Poisson arrivals up to 70 % of the stable rate, with prompts, not
+slots or KV memory, as what binds. Outside it predictions have to stay below an SLO by more, and no plan loads a replica beyond
+``MAX_UTILIZATION``. Rates that drift within the planning window are outside of every such form.
 """
 
 from __future__ import annotations
@@ -24,200 +14,243 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from servingplan.latency.profile import Bound, EngineProfile, Point, Slo, StepTime, TokenMix
+from servingplan.latency.decode import kv_growth, stable_step_rate_rps
+from servingplan.latency.distribution import Between, Distribution, Exponential, mixed
+from servingplan.latency.levels import LOADS, Replica, at_load, load_at, place, running_at
+from servingplan.latency.measured import ladder, measured_rate_rps
+from servingplan.latency.mix import TokenMix
+from servingplan.latency.profile import EngineProfile, Slo
 
 MAX_UTILIZATION = 0.85
-_BISECTIONS = 40
+"""Fraction of the stable rate beyond which no plan loads a setup."""
+
+_LAST = LOADS.index(MAX_UTILIZATION)
+_BISECTIONS = 30
+_BASE_MARGIN = (0.08, 0.18)
+"""Up to half of the stable rate, and at ``MAX_UTILIZATION``."""
+_SLOT_MARGIN, _PREEMPTION_MARGIN = 0.3, 0.5
+_SLOTS_TAKEN = 0.03
+_LARGEST_MARGIN = 0.9
+_MEASURED_MARGIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Latency at one load, in seconds.
+    """Latency of one class's requests at one load.
 
     Attributes:
-        ttft_excess_s: Scale of the exponential tail of the time to first token above its mean, for percentiles.
+        ttft: Time to first token.
+        inter_token_s: Mean over requests of the mean time between a request's tokens.
+        decode_s: Mean time from the first to the last token.
+        stretch: Seconds of decode that a second of waiting for the first token adds.
     """
 
-    ttft_mean_s: float
-    ttft_excess_s: float
+    ttft: Distribution
     inter_token_s: float
-    e2e_mean_s: float
+    decode_s: float
+    stretch: float = 0.0
+
+    @property
+    def ttft_mean_s(self) -> float:
+        """Mean time to first token."""
+        return self.ttft.mean_s
+
+    @property
+    def e2e_mean_s(self) -> float:
+        """Mean time to the last token."""
+        return self.ttft.mean_s + self.decode_s
 
     def ttft_s(self, percentile: float | None) -> float:
         """Time to first token at a percentile between 0 and 100, or its mean for None."""
-        if percentile is None:
-            return self.ttft_mean_s
-        return self.ttft_mean_s + self.ttft_excess_s * _tail(percentile)
+        return self.ttft.mean_s if percentile is None else self.ttft.percentile_s(percentile)
 
     def e2e_s(self, percentile: float | None) -> float:
         """Time to the last token for an output of mean length; only its first token is random."""
-        return self.e2e_mean_s + self.ttft_s(percentile) - self.ttft_mean_s
+        return self.e2e_mean_s + (1 + self.stretch) * (self.ttft_s(percentile) - self.ttft_mean_s)
 
 
-def _tail(percentile: float) -> float:
-    """How many scales above its mean an exponential's percentile lies."""
-    return max(0.0, math.log(100.0 / (100.0 - percentile)) - 1.0)
-
-
-@lru_cache(maxsize=4096)
 def stable_rate_rps(profile: EngineProfile, mix: TokenMix) -> float:
-    """The rate at which queues start to grow without end, in requests per second; 0 where no request fits."""
+    """The rate at which queues start to grow without end, in requests per second; 0 where no request fits.
+
+    The inverse rate of a blend is the mean of those of its parts, as long as the same of slots, KV memory and budget binds all.
+    """
     if profile.step is None:
-        return max(_rate_of(point, mix) for point in _nearest(profile.points, mix))
-    batch = _batch(profile, mix)
-    if batch < 1:
-        return 0.0
-    step = profile.step
-    work_s = (step.beta_s + step.gamma_s) * mix.prompt_tokens
-    return batch / (mix.output_tokens * _decode_step_s(step, batch, mix) + batch * work_s)
+        return measured_rate_rps(profile.points, mix)
+    return stable_step_rate_rps(profile, profile.step, mix)
 
 
-@lru_cache(maxsize=65536)
-def capacity_rps(profile: EngineProfile, mix: TokenMix, slo: Slo) -> float:
-    """The largest rate at which one replica keeps the SLO, in requests per second; 0 where it cannot at any rate."""
-    low, high = 0.0, MAX_UTILIZATION * stable_rate_rps(profile, mix)
-    if high <= 0 or not _keeps(profile, mix, slo, high * 1e-6):
-        return 0.0
-    if _keeps(profile, mix, slo, high):
-        return high
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _keeps(profile, mix, slo, middle) else (low, middle)
-    return low
-
-
-def latency(profile: EngineProfile, mix: TokenMix, rate_rps: float) -> Latency:
-    """Latency of one replica at a rate below its stable one.
+def latency(
+    profile: EngineProfile, mix: TokenMix, rate_rps: float, background: TokenMix | None = None, arrival_cv: float = 1.0
+) -> Latency:
+    """Latency of the requests of a class.
 
     Args:
         profile: The replica.
-        mix: Lengths of the requests it gets.
-        rate_rps: Requests per second to this replica; clamped to 99.9 % of the stable rate.
+        mix: Lengths of the requests in question.
+        rate_rps: All requests per second to this replica; clamped to 99 % of the stable rate.
+        background: Lengths of all requests to this replica; None where all are of `mix`.
+        arrival_cv: Coefficient of variation of the times between arrivals; below 1 it counts as 1.
+
+    Raises:
+        ValueError: A request does not fit in the KV memory.
     """
-    rate_rps = min(rate_rps, 0.999 * stable_rate_rps(profile, mix))
+    stable_rps = stable_rate_rps(profile, background or mix)
+    if stable_rps <= 0:
+        raise ValueError("a request of the mean length does not fit in the KV memory")
+    load = min(rate_rps / stable_rps, LOADS[-1])
     if profile.step is None:
-        return _interpolated(_nearest(profile.points, mix), mix, rate_rps)
-    return _modelled(profile, profile.step, mix, rate_rps)
-
-
-def _keeps(profile: EngineProfile, mix: TokenMix, slo: Slo, rate_rps: float) -> bool:
-    found = latency(profile, mix, rate_rps)
-
-    def within(bound: Bound | None, value_s: float) -> bool:
-        return bound is None or value_s <= bound.seconds
-
-    return (
-        within(slo.ttft, found.ttft_s(slo.ttft.percentile) if slo.ttft else 0.0)
-        and within(slo.inter_token, found.inter_token_s)
-        and within(slo.e2e, found.e2e_s(slo.e2e.percentile) if slo.e2e else 0.0)
+        return _measured(profile, mix, load)
+    index, share = place(load)
+    low, high = (_at_index(profile, mix, background or mix, arrival_cv, at) for at in (index, index + 1))
+    return Latency(
+        ttft=Between(low.ttft, high.ttft, share),
+        inter_token_s=mixed(low.inter_token_s, high.inter_token_s, share),
+        decode_s=mixed(low.decode_s, high.decode_s, share),
+        stretch=mixed(low.stretch, high.stretch, share),
     )
 
 
-def _context_tokens(mix: TokenMix) -> float:
-    return mix.prompt_tokens + mix.output_tokens * (1 + mix.output_cv**2) / 2
+@lru_cache(maxsize=65536)
+def utilization(
+    profile: EngineProfile, mix: TokenMix, slo: Slo, background: TokenMix | None = None, arrival_cv: float = 1.0
+) -> float:
+    """The largest load at which requests of a class keep their SLO with the margin.
 
-
-def _batch(profile: EngineProfile, mix: TokenMix) -> float:
-    if profile.kv_tokens is None:
-        return float(profile.max_num_seqs)
-    if profile.kv_tokens < mix.prompt_tokens + mix.output_tokens:
+    Returns:
+        A fraction of the background's stable rate, at most ``MAX_UTILIZATION``; 0 where the SLO is kept at no load.
+    """
+    whole = background or mix
+    if stable_rate_rps(profile, whole) <= 0:
         return 0.0
-    return min(float(profile.max_num_seqs), profile.kv_tokens / _context_tokens(mix))
+    solved: dict[int, list[_Bounded]] = {}
+
+    def at(index: int) -> list[_Bounded]:
+        if index not in solved:
+            solved[index] = _bounded(_at_index(profile, mix, whole, arrival_cv, index), slo)
+        return solved[index]
+
+    def worst(index: int) -> float:
+        margins = _margin(profile, whole, arrival_cv, index), _base_margin(profile, index)
+        return max((each.raised(*margins) for each in at(index)), default=0.0)
+
+    if (idle := worst(0)) > 1:
+        return 0.0
+    if (loaded := worst(_LAST)) <= 1:
+        return MAX_UTILIZATION
+    low, high, middle = 0, _LAST, _guess(idle, loaded)
+    while high - low > 1:
+        middle = min(max(middle, low + 1), high - 1)
+        kept = worst(middle) <= 1
+        low, high = (middle, high) if kept else (low, middle)
+        # The guess is near: look beside it first.
+        middle = low + 1 if kept else high - 1
+    waiting_margins = _margin(profile, whole, arrival_cv, low), _margin(profile, whole, arrival_cv, high)
+    rest_margins = _base_margin(profile, low), _base_margin(profile, high)
+
+    def kept_between(share: float) -> bool:
+        if profile.step is None:
+            found = _bounded(_measured(profile, mix, load_at(low, share)), slo)
+        else:
+            found = [one.towards(other, share) for one, other in zip(at(low), at(high), strict=True)]
+        waiting, rest = mixed(*waiting_margins, share), mixed(*rest_margins, share)
+        return all(each.raised(waiting, rest) <= 1 for each in found)
+
+    below, above = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        share = (below + above) / 2
+        below, above = (share, above) if kept_between(share) else (below, share)
+    return load_at(low, below)
 
 
-def _decode_step_s(step: StepTime, batch: float, mix: TokenMix) -> float:
-    return step.alpha_s + max(step.floor_s, step.beta_s * batch) + step.gamma_s * batch * _context_tokens(mix)
+def _guess(idle: float, loaded: float) -> int:
+    """The solved load at which a latency linear in the interpolation's measure would reach its bound."""
+    share = (1 - idle) / (loaded - idle) if loaded > idle else 1.0
+    low, high = (1 / (1.1 - LOADS[at]) for at in (0, _LAST))
+    return sum(1 / (1.1 - load) <= low + share * (high - low) for load in LOADS[1:_LAST])
 
 
-def _modelled(profile: EngineProfile, step: StepTime, mix: TokenMix, rate_rps: float) -> Latency:
-    stable_rps = stable_rate_rps(profile, mix)
-    batch = _batch(profile, mix)
-    work_s = (step.beta_s + step.gamma_s) * mix.prompt_tokens
-    busy = 1.0 - rate_rps * work_s
-    running = _running(step, mix, rate_rps, batch, busy)
-    decode_s = _decode_step_s(step, running, mix)
-    step_s = decode_s / busy
-
-    # A chunk of prompt comes with a decode step of its own: the budget sets how many.
-    token_s = step.beta_s + step.gamma_s + decode_s / profile.max_num_batched_tokens
-    own_s = step.beta_s * mix.prompt_tokens + math.ceil(mix.prompt_tokens / profile.max_num_batched_tokens) * decode_s
-    prompt_load = min(0.999, rate_rps * token_s * mix.prompt_tokens)
-    prompt_wait_s = prompt_load * token_s * mix.prompt_tokens * (1 + mix.prompt_cv**2) / (2 * (1 - prompt_load))
-
-    load = rate_rps / stable_rps
-    waiting = load ** math.sqrt(2 * (batch + 1))
-    slot_scale_s = 1 / (stable_rps - rate_rps)
-    slot_wait_s = waiting * slot_scale_s
-
-    deviations_s = (
-        step_s / 2,
-        step.beta_s * mix.prompt_tokens * mix.prompt_cv,
-        prompt_wait_s * math.sqrt(max(1.0, 2 / max(prompt_load, 1e-9) - 1)) if prompt_wait_s > 0 else 0.0,
-        slot_scale_s * math.sqrt(waiting * (2 - waiting)),
-    )
-    ttft_s = 1.5 * step_s + own_s + prompt_wait_s + slot_wait_s
-    return Latency(
-        ttft_mean_s=ttft_s,
-        ttft_excess_s=math.sqrt(sum(value**2 for value in deviations_s)),
-        inter_token_s=step_s,
-        e2e_mean_s=ttft_s + max(0.0, mix.output_tokens - 1) * step_s,
-    )
+def attains(profile: EngineProfile, mix: TokenMix, slo: Slo) -> bool:
+    """Whether an idle replica keeps the SLO with the margin: exactly where ``utilization`` is above 0, and found faster."""
+    if stable_rate_rps(profile, mix) <= 0:
+        return False
+    margins = _margin(profile, mix, 1.0, 0), _base_margin(profile, 0)
+    return all(each.raised(*margins) <= 1 for each in _bounded(_at_index(profile, mix, mix, 1.0, 0), slo))
 
 
-def _running(step: StepTime, mix: TokenMix, rate_rps: float, batch: float, busy: float) -> float:
-    """Requests in the batch, by Little's law; linear in n on either side of the weight-read floor."""
-    flow = rate_rps * mix.output_tokens / busy
-    per_request_s = step.gamma_s * _context_tokens(mix)
-    floored = flow * (step.alpha_s + step.floor_s) / max(1e-12, 1 - flow * per_request_s)
-    if flow * per_request_s < 1 and step.beta_s * floored <= step.floor_s:
-        return min(batch, floored)
-    slope = flow * (per_request_s + step.beta_s)
-    return min(batch, flow * step.alpha_s / (1 - slope)) if slope < 1 else batch
+def capacity_rps(
+    profile: EngineProfile, mix: TokenMix, slo: Slo, background: TokenMix | None = None, arrival_cv: float = 1.0
+) -> float:
+    """The largest rate at which a replica keeps the SLO, in requests of the mix per second; 0 where it does at none."""
+    return utilization(profile, mix, slo, background, arrival_cv) * stable_rate_rps(profile, mix)
 
 
-def _nearest(points: tuple[Point, ...], mix: TokenMix) -> tuple[Point, ...]:
-    """The ladder of concurrencies measured at the lengths nearest to the mix, in the order of concurrency."""
+def margin(profile: EngineProfile, background: TokenMix, utilization: float, arrival_cv: float = 1.0) -> float:
+    """The fraction by which a predicted time to first token must stay below its bound at a utilisation.
 
-    def distance(point: Point) -> tuple[float, int, int]:
-        apart = abs(math.log(point.prompt_tokens / mix.prompt_tokens))
-        apart += abs(math.log(point.output_tokens / mix.output_tokens))
-        return apart, point.prompt_tokens, point.output_tokens
-
-    best = min(points, key=distance)
-    lengths = (best.prompt_tokens, best.output_tokens)
-    ladder = [point for point in points if (point.prompt_tokens, point.output_tokens) == lengths]
-    return tuple(sorted(ladder, key=lambda point: point.concurrency))
+    It covers what the form was seen to be low by against simulation. It grows from half of the stable rate on, and with the
+    probability that all slots are taken: whoever waits for one waits for long, and how often that is hangs on details. Where
+    outputs grow into a full KV cache, preemptions make it worse. The time between tokens needs the first of these alone.
+    """
+    index, share = place(min(utilization, LOADS[-1]))
+    low, high = (_margin(profile, background, arrival_cv, at) for at in (index, index + 1))
+    return mixed(low, high, share)
 
 
-def _rate_of(point: Point, mix: TokenMix) -> float:
-    """Rate of the measured loop, scaled by tokens where the mix's lengths differ from the measured ones."""
-    cycle_s = point.ttft_s + max(0, point.output_tokens - 1) * point.tpot_s
-    scale = (point.prompt_tokens + point.output_tokens) / (mix.prompt_tokens + mix.output_tokens)
-    return point.concurrency / cycle_s * scale
+@lru_cache(maxsize=65536)
+def _margin(profile: EngineProfile, background: TokenMix, arrival_cv: float, index: int) -> float:
+    base = _base_margin(profile, index)
+    if profile.step is None or stable_rate_rps(profile, background) <= 0:
+        return base
+    taken = running_at(Replica(profile, profile.step, background, arrival_cv), index).slot_wait
+    likely = 1 - math.exp(-taken / _SLOTS_TAKEN)
+    return min(_LARGEST_MARGIN, base + likely * (_SLOT_MARGIN + _PREEMPTION_MARGIN * kv_growth(profile, background)))
 
 
-def _interpolated(ladder: tuple[Point, ...], mix: TokenMix, rate_rps: float) -> Latency:
-    rates, ttfts, tpots = [0.0], [ladder[0].ttft_s], [ladder[0].tpot_s]
-    for point in ladder:
-        # A noisy ladder is made monotone from below: a slower point at a lower rate is believed.
-        if (rate := _rate_of(point, mix)) > rates[-1]:
-            rates.append(rate)
-            ttfts.append(max(ttfts[-1], point.ttft_s))
-            tpots.append(max(tpots[-1], point.tpot_s))
-    ttft_s = _piecewise(rates, ttfts, rate_rps)
-    tpot_s = _piecewise(rates, tpots, rate_rps)
-    return Latency(
-        ttft_mean_s=ttft_s,
-        # Means say nothing of tails; an exponential one is assumed, which errs on the safe side below saturation.
-        ttft_excess_s=ttft_s,
-        inter_token_s=tpot_s,
-        e2e_mean_s=ttft_s + max(0.0, mix.output_tokens - 1) * tpot_s,
-    )
+def _base_margin(profile: EngineProfile, index: int) -> float:
+    """The margin where slots are free."""
+    if profile.step is None:
+        return _MEASURED_MARGIN
+    low, high = _BASE_MARGIN
+    return low + (high - low) * max(0.0, LOADS[index] - 0.5) / (MAX_UTILIZATION - 0.5)
 
 
-def _piecewise(xs: list[float], ys: list[float], x: float) -> float:
-    for left in range(len(xs) - 1):
-        if x <= xs[left + 1]:
-            return ys[left] + (ys[left + 1] - ys[left]) * (x - xs[left]) / (xs[left + 1] - xs[left])
-    return ys[-1]
+class _Bounded(NamedTuple):
+    """A latency over its bound: the wait for the first token in it, and the rest."""
+
+    waiting: float
+    rest: float
+
+    def raised(self, margin: float, base_margin: float) -> float:
+        return self.waiting / (1 - margin) + self.rest / (1 - base_margin)
+
+    def towards(self, other: _Bounded, share: float) -> _Bounded:
+        return _Bounded(mixed(self.waiting, other.waiting, share), mixed(self.rest, other.rest, share))
+
+
+def _bounded(found: Latency, slo: Slo) -> list[_Bounded]:
+    bounded = []
+    if slo.ttft:
+        bounded.append(_Bounded(found.ttft_s(slo.ttft.percentile) / slo.ttft.seconds, 0.0))
+    if slo.inter_token:
+        bounded.append(_Bounded(0.0, found.inter_token_s / slo.inter_token.seconds))
+    if slo.e2e:
+        waiting_s = found.ttft_s(slo.e2e.percentile)
+        bounded.append(_Bounded(waiting_s / slo.e2e.seconds, (found.e2e_s(slo.e2e.percentile) - waiting_s) / slo.e2e.seconds))
+    return bounded
+
+
+def _at_index(profile: EngineProfile, mix: TokenMix, background: TokenMix, arrival_cv: float, index: int) -> Latency:
+    """Latency at one of the solved loads."""
+    if profile.step is None:
+        return _measured(profile, mix, LOADS[index])
+    found = at_load(Replica(profile, profile.step, background, arrival_cv), mix, index)
+    return Latency(found.ttft, found.inter_token_s, found.decode_s, found.stretch)
+
+
+def _measured(profile: EngineProfile, mix: TokenMix, load: float) -> Latency:
+    steps = ladder(profile.points, mix)
+    rate_rps = load * steps.rates_rps[-1]
+    tpot_s = steps.tpot_s(rate_rps)
+    return Latency(Exponential(steps.ttft_s(rate_rps)), tpot_s, max(0.0, mix.output_tokens - 1) * tpot_s)

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from servingplan.latency.mix import TokenMix, blend
 
-@dataclass(frozen=True, slots=True)
-class TokenMix:
-    """Lengths of a class's requests by their first two moments.
-
-    Attributes:
-        prompt_tokens: Mean.
-        output_tokens: Mean.
-        prompt_cv: Coefficient of variation.
-        output_cv: Coefficient of variation.
-    """
-
-    prompt_tokens: float
-    output_tokens: float
-    prompt_cv: float = 1.0
-    output_cv: float = 1.0
+__all__ = ["Bound", "EngineProfile", "Point", "Slo", "StepTime", "TokenMix", "blend"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +40,7 @@ class EngineProfile:
         max_num_seqs: Requests the engine runs at once.
         max_num_batched_tokens: Token budget of a step.
         kv_tokens: Tokens that fit in the KV cache; None where it is not known to bind.
+        asynchronous: Whether a step is composed while the one before it runs, as vLLM does unless told otherwise.
     """
 
     step: StepTime | None = None
@@ -60,6 +48,7 @@ class EngineProfile:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     kv_tokens: int | None = None
+    asynchronous: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from servingplan.api import v1alpha1 as api
 from servingplan.latency.profile import Bound, EngineProfile, Point, Slo, StepTime, TokenMix
-from servingplan.planning.problem import AcceleratorSupply, ClassDemand, ModelOption, PlanDemand, SetupOption
+from servingplan.planning.problem import AcceleratorSupply, ClassDemand, ModelOption, PlanDemand, Scope, SetupOption
 
 DEFAULT_PERCENTILE = 95.0
 
@@ -16,6 +16,7 @@ def plan_demand(
     spec: api.ModelServingPlanSpec,
     profiles: dict[tuple[str, str], api.Profile],
     free_units: dict[str, dict[str, int]],
+    current: dict[tuple[str, str], int] | None = None,
 ) -> PlanDemand:
     """One plan as the planner sees it.
 
@@ -24,10 +25,11 @@ def plan_demand(
         spec: The plan's spec.
         profiles: Profile by (model, setup), with references resolved; a setup without one is left out.
         free_units: Units free by accelerator name and node name.
+        current: Replicas that run now by (model, setup); None where nothing runs yet.
     """
     return PlanDemand(
         key=key,
-        models=tuple(_model(model, spec, profiles) for model in spec.models),
+        models=tuple(_model(model, spec, profiles, current or {}) for model in spec.models),
         classes=tuple(_class(entry, spec) for entry in spec.request_classes),
         accelerators=tuple(
             AcceleratorSupply(
@@ -40,6 +42,8 @@ def plan_demand(
             for kind in spec.accelerators
         ),
         budget_per_hour=float(spec.budget.cost_per_hour) if spec.budget else None,
+        scope=Scope(spec.slo.scope),
+        tolerate_nodes=spec.tolerate_nodes,
     )
 
 
@@ -60,6 +64,19 @@ def engine_profile(profile: api.Profile) -> EngineProfile:
 def service_level(slo: api.ServiceLevelObjective) -> Slo:
     """An SLO with the default percentile filled in."""
     return Slo(ttft=_bound(slo.ttft), inter_token=_bound(slo.inter_token_latency), e2e=_bound(slo.e2e))
+
+
+def token_mix(entry: api.RequestClass) -> TokenMix:
+    """The lengths of a class's requests: the sample where there is one, else the moments."""
+    if entry.lengths:
+        return TokenMix.of(tuple((float(one.prompt_tokens), float(one.output_tokens)) for one in entry.lengths))
+    prompt, output = entry.prompt_tokens or api.DEFAULT_PROMPT_TOKENS, entry.output_tokens or api.DEFAULT_OUTPUT_TOKENS
+    return TokenMix(
+        prompt_tokens=float(prompt.mean),
+        output_tokens=float(output.mean),
+        prompt_cv=float(prompt.cv),
+        output_cv=float(output.cv),
+    )
 
 
 def _s(milliseconds: Decimal) -> float:
@@ -83,12 +100,15 @@ def _bound(target: api.LatencyTarget | None) -> Bound | None:
     return Bound(float(target.seconds), float(target.percentile or DEFAULT_PERCENTILE))
 
 
-def _model(model: api.Model, spec: api.ModelServingPlanSpec, profiles: dict[tuple[str, str], api.Profile]) -> ModelOption:
+def _model(
+    model: api.Model,
+    spec: api.ModelServingPlanSpec,
+    profiles: dict[tuple[str, str], api.Profile],
+    current: dict[tuple[str, str], int],
+) -> ModelOption:
     return ModelOption(
         name=model.name,
-        quality={
-            entry.name: float(model.quality.classes.get(entry.name, model.quality.default)) for entry in spec.request_classes
-        },
+        quality={entry.name: float(model.quality.of(entry.name)) for entry in spec.request_classes},
         setups=tuple(
             SetupOption(
                 name=setup.name,
@@ -97,6 +117,8 @@ def _model(model: api.Model, spec: api.ModelServingPlanSpec, profiles: dict[tupl
                 profile=engine_profile(profiles[model.name, setup.name]),
                 min_replicas=setup.min_replicas,
                 max_replicas=setup.max_replicas,
+                current_replicas=current.get((model.name, setup.name), 0),
+                cold_start_s=float(setup.cold_start_seconds),
             )
             for setup in model.setups
             if (model.name, setup.name) in profiles
@@ -107,13 +129,10 @@ def _model(model: api.Model, spec: api.ModelServingPlanSpec, profiles: dict[tupl
 def _class(entry: api.RequestClass, spec: api.ModelServingPlanSpec) -> ClassDemand:
     return ClassDemand(
         name=entry.name,
-        mix=TokenMix(
-            prompt_tokens=float(entry.prompt_tokens.mean),
-            output_tokens=float(entry.output_tokens.mean),
-            prompt_cv=float(entry.prompt_tokens.cv),
-            output_cv=float(entry.output_tokens.cv),
-        ),
+        mix=token_mix(entry),
         slo=service_level(entry.slo or spec.slo),
         rate_rps=float(entry.rate),
         weight=float(entry.weight),
+        min_quality=float(entry.min_quality),
+        arrival_cv=float(entry.arrival_cv),
     )

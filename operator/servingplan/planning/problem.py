@@ -1,4 +1,4 @@
-"""The question that the planner answers: everything it may know, frozen.
+"""The question that the planner answers, and its answer: everything it may know, frozen.
 
 Several plans compete for the same accelerators, so a problem holds all of them.
 """
@@ -6,8 +6,19 @@ Several plans compete for the same accelerators, so a problem holds all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from servingplan.latency.profile import EngineProfile, Slo, TokenMix
+
+
+class Scope(Enum):
+    """What an SLO is a promise about.
+
+    ROUTE: every class keeps it on every setup that it uses. PLAN: the request-weighted mean over all that the plan serves.
+    """
+
+    ROUTE = "Route"
+    PLAN = "Plan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +29,8 @@ class SetupOption:
         accelerator: Name of the plan's accelerator.
         units: Units of the accelerator that one replica takes.
         max_replicas: None for as many as fit.
+        current_replicas: Replicas that run now; of plans of equal quality and cost the one that starts the fewest wins.
+        cold_start_s: Seconds from the start of a replica to its first answer; they weigh how dear starting one is.
     """
 
     name: str
@@ -26,6 +39,8 @@ class SetupOption:
     profile: EngineProfile
     min_replicas: int = 0
     max_replicas: int | None = None
+    current_replicas: int = 0
+    cold_start_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +58,22 @@ class ModelOption:
 
 @dataclass(frozen=True, slots=True)
 class ClassDemand:
-    """A request class and how much of it there is."""
+    """A request class and how much of it there is.
+
+    Attributes:
+        slo: With the plan's scope PLAN its bounds are on means, and equal for all classes of the plan.
+        weight: Importance per request, of quality and of who is served when not all can be.
+        min_quality: The class goes to no model that scores below it.
+        arrival_cv: Coefficient of variation of the times between arrivals; 1 is Poisson.
+    """
 
     name: str
     mix: TokenMix
     slo: Slo
     rate_rps: float
     weight: float = 1.0
+    min_quality: float = 0.0
+    arrival_cv: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +99,8 @@ class PlanDemand:
     Attributes:
         key: ``namespace/name``.
         budget_per_hour: Upper bound on cost; None for none.
+        tolerate_nodes: Nodes that may be lost, 0 or 1, with everything still served within its SLO by the replicas that are
+            left; replicas are taken to be spread evenly over their nodes.
     """
 
     key: str
@@ -82,6 +108,22 @@ class PlanDemand:
     classes: tuple[ClassDemand, ...]
     accelerators: tuple[AcceleratorSupply, ...]
     budget_per_hour: float | None = None
+    scope: Scope = Scope.ROUTE
+    tolerate_nodes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Replicas that are given instead of asked for.
+
+    Attributes:
+        replicas: By (plan key, model, setup); what is not named has none.
+        utilizations: By the same key, the utilisation that a plan has set for the setup (``Allocation.utilization_limit``).
+            It fixes which classes a setup may serve; where it is lacking, the planner chooses that too.
+    """
+
+    replicas: dict[tuple[str, str, str], int]
+    utilizations: dict[tuple[str, str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +131,14 @@ class Problem:
     """All plans that share the cluster.
 
     Attributes:
-        fixed_replicas: Replicas that stand, by (plan key, model, setup); None asks the planner to choose them.
+        standing: Replicas that stand; None asks the planner to choose them.
+        overload: With ``standing``, whether what exceeds the capacity is served late (True) or refused (False).
+        relative_gap: Distance between the plan's quality and its proven bound at which the search may end.
     """
 
     plans: tuple[PlanDemand, ...]
-    fixed_replicas: dict[tuple[str, str, str], int] | None = None
+    standing: Standing | None = None
+    overload: bool = True
     time_limit_s: float = 10.0
     relative_gap: float = 1e-4
 
@@ -111,13 +156,32 @@ class Shortage:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """Latency that one setup's requests may expect at the planned load, in seconds.
+
+    Attributes:
+        margin: Fraction by which the planner wants the prediction to stay below the SLO, because it is that uncertain.
+    """
+
+    ttft_mean_s: float
+    ttft_p50_s: float
+    ttft_p95_s: float
+    ttft_p99_s: float
+    inter_token_s: float
+    e2e_mean_s: float
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
 class Allocation:
     """What one setup gets.
 
     Attributes:
         rate_rps: Requests per second that the plan sends to all its replicas.
         capacity_rps: Requests per second that all its replicas can take within the SLO, for the mix it is sent.
-        ttft_mean_s: Predicted at that rate; likewise the others. None where nothing is sent.
+        utilization_limit: Fraction of the stable rate to which the SLOs of the classes that it serves allow to load it.
+        predicted: Latency at the planned rate; None where nothing is sent.
+        price: Congestion price: quality that one more request per second of the mix it is sent costs the other requests.
     """
 
     model: str
@@ -127,9 +191,8 @@ class Allocation:
     units: int
     rate_rps: float
     capacity_rps: float
-    ttft_mean_s: float | None = None
-    ttft_p95_s: float | None = None
-    inter_token_s: float | None = None
+    utilization_limit: float = 0.0
+    predicted: Prediction | None = None
     price: float = 0.0
 
     @property
@@ -145,11 +208,16 @@ class Route:
     Attributes:
         shares: Fraction of the class by (model, setup); with ``shed`` it sums to 1.
         shed: Fraction of the class that cannot be served within its SLO.
+        prices: Price by model, in quality per request, of every model that the class may go to: a request drawn with
+            probability proportional to exp((score - price) / temperature) realises the shares.
+        value: What one more request per second of the class would add to the objective, per unit of the class's weight.
     """
 
     request_class: str
     shares: dict[tuple[str, str], float] = field(default_factory=dict)
     shed: float = 0.0
+    prices: dict[str, float] = field(default_factory=dict)
+    value: float = 0.0
 
     def by_model(self) -> dict[str, float]:
         """Fraction of the class by model, in the order of the names."""
@@ -160,6 +228,22 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Binding:
+    """A row of the program that holds the plan back.
+
+    Attributes:
+        kind: ``accelerator`` (all free units are taken), ``limit``, ``budget``, ``maxReplicas``, ``slo`` (the plan-wide mean).
+        name: Of the accelerator, of model/setup, or of the latency that binds.
+        price: What one more unit (a GPU, one of cost per hour, a replica, a second) adds, in weighted requests per second: of
+            quality where everything is served, of requests served where it is not. From the linear relaxation.
+    """
+
+    kind: str
+    name: str
+    price: float
+
+
+@dataclass(frozen=True, slots=True)
 class PlanDecision:
     """The answer for one plan.
 
@@ -167,7 +251,10 @@ class PlanDecision:
         allocations: One for every setup of the plan, those with no replica included, in the order of (model, setup).
         feasible: Whether every request is served within its SLO.
         reason: What binds, in one sentence; empty where nothing does.
+        shortages: The cheapest further accelerators with which everything would be served.
         quality: Mean score of the answers that are given, weighted by class rate and weight; 0 where none is.
+        relaxed: Factor on the class's SLO that the plan was made for, by class; those whose SLO some setup keeps are not in it.
+        bindings: Rows that hold it back, dearest first.
     """
 
     key: str
@@ -178,6 +265,8 @@ class PlanDecision:
     shortages: tuple[Shortage, ...]
     quality: float
     cost_per_hour: float
+    relaxed: dict[str, float] = field(default_factory=dict)
+    bindings: tuple[Binding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +274,11 @@ class Plan:
     """The answer for all plans.
 
     Attributes:
-        status: ``optimal``, ``time_limit`` with an incumbent, or ``failed``.
+        status: ``optimal``, or ``time_limit`` with an incumbent.
         objective: Value of the quality objective, weighted requests per second times score.
-        bound: Proven upper bound on it.
+        bound: Proven upper bound on it, for as much refused.
         gap: Relative distance between the two.
+        seconds: Time that the solver took; no part of the answer, so equal plans may differ in it.
     """
 
     decisions: tuple[PlanDecision, ...]
@@ -196,6 +286,7 @@ class Plan:
     objective: float
     bound: float
     gap: float
+    seconds: float = field(default=0.0, compare=False, repr=False)
 
     def of(self, key: str) -> PlanDecision:
         """The decision for one plan.
@@ -207,3 +298,11 @@ class Plan:
             if decision.key == key:
                 return decision
         raise KeyError(key)
+
+
+@dataclass(frozen=True, slots=True)
+class Infeasible(Plan):
+    """The answer where not everything can be served within its SLO: the least that has to give.
+
+    The decisions are the plan that refuses least by weight; each says what it refuses, what binds and what would do.
+    """

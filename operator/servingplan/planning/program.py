@@ -1,18 +1,25 @@
-"""The mixed-integer linear program of ``planning.solve``: its variables, its constraints, and the solves over them."""
+"""The mixed-integer linear program of ``planning.solve``: its variables, its rows, and the solves over them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import cvxpy as cp
 import numpy as np
+import scipy.sparse as sp
 
-from servingplan.planning.columns import Frame
-from servingplan.planning.problem import Problem
+from servingplan.planning.compiled import Compiled, Outcome, SolverFailed, Terms, Vector
+from servingplan.planning.problem import Binding, Problem
+from servingplan.planning.routing import Pairs, Routing
+from servingplan.planning.supply import Supply
 
-_PIN_TOLERANCE = 1e-6
-_ZERO_SHARE = 1e-4
+_PIN = 1e-7
+_TIDY_NODES = 64
+"""Branch-and-bound nodes spent on a cheaper plan of equal quality: worth some search, not a proof."""
+_TIDY_GAP = 1e-3
+_SMALL = 500
+"""(class, column) pairs up to which the cheapest of equal plans is searched for among all."""
+_DUST = 1e-7
 """A share of a class below it is the solver's tolerance, not a decision."""
 
 
@@ -21,217 +28,241 @@ class Solution:
     """Values of the variables, and what the quality solve proved.
 
     Attributes:
-        gap: Relative distance between the quality found and the solver's upper bound on it.
+        share: (pairs,) fraction of its class that goes to a column.
+        replicas: (columns,).
+        refused: (classes,) fraction of each class.
+        refused_after_loss: (classes,) the worst fraction over the nodes that may be lost.
+        unmet: (setups,) replicas of the minimum that do not fit.
+        column_price: (columns,) quality that one more unit of utilisation of one replica would add.
+        class_value: (classes,) quality that one more request per second would add.
+        quality: Weighted requests per second times score.
+        bound: Proven upper bound on it.
+        bindings: By plan index.
     """
 
-    flow: np.ndarray[Any, Any]
-    replicas: np.ndarray[Any, Any]
-    refused: np.ndarray[Any, Any]
-    unmet: np.ndarray[Any, Any]
-    price: np.ndarray[Any, Any]
+    share: Vector
+    replicas: Vector
+    refused: Vector
+    refused_after_loss: Vector
+    unmet: Vector
+    column_price: Vector
+    class_value: Vector
+    quality: float
+    bound: float
     status: str
-    gap: float
+    seconds: float
+    bindings: dict[int, tuple[Binding, ...]] = field(default_factory=dict)
 
 
 class Program:
-    """The program for one problem."""
+    """The program that chooses replicas.
 
-    def __init__(self, problem: Problem, asked: Frame) -> None:
-        self._problem, self._plans, self._columns = problem, asked.plans, asked.columns
-        self._classes, self._groups = asked.classes, asked.groups
-        columns, classes, plans = asked.columns, asked.classes, asked.plans
-        self._places = tuple((s, g) for s, column in enumerate(columns) for g in column.groups)
-        self._rate = np.array([entry.rate_rps for _, entry in classes])
-        self._weight = np.array([entry.weight for _, entry in classes])
-        self._load, self._quality = self._coefficients()
-        self._fixed = self._standing()
-        self._flow = cp.Variable(self._load.shape, nonneg=True)
-        self._refused = cp.Variable(len(classes), nonneg=True)
-        self._placed = cp.Variable(max(1, len(self._places)), integer=True)
-        self._unmet = cp.Variable(len(columns), nonneg=True)
-        self._overload = cp.Variable(nonneg=True)
-        self._timed_out, self._gap = False, 0.0
-        self._extra = cp.Variable(max(1, sum(len(plan.accelerators) for plan in plans)), integer=True)
+    Args:
+        problem: How exactly, and how long.
+        pairs: What is asked.
+        exclusive: Setups that may run at one utilisation only; the others are free to, which is a relaxation.
+    """
 
-    def _coefficients(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Load of one request per second and its quality, both of shape (classes, columns); NaN load forbids the route."""
-        load = np.full((len(self._classes), len(self._columns)), np.nan)
-        quality = np.zeros_like(load)
-        for k, (plan, entry) in enumerate(self._classes):
-            for s, column in enumerate(self._columns):
-                if column.plan == plan and column.capacity[entry.name] > 0:
-                    load[k, s] = 1.0 / column.capacity[entry.name]
-                    quality[k, s] = column.model.quality[entry.name]
-        return load, quality
-
-    def _standing(self) -> np.ndarray[Any, Any] | None:
-        given = self._problem.fixed_replicas
-        if given is None:
-            return None
-        return np.array(
-            [given.get((self._plans[c.plan].key, *c.key), 0) for c in self._columns],
-            dtype=float,
+    def __init__(self, problem: Problem, pairs: Pairs, exclusive: frozenset[int]) -> None:
+        self._problem, self._asked, self._pairs = problem, pairs.asked, pairs
+        self._exclusive = exclusive
+        self._supply = Supply(pairs.asked, exclusive)
+        self._routing = Routing(pairs, self._supply.replicas)
+        self._after_loss = tuple(
+            Routing(pairs, self._supply.replicas - lost, only_plan=plan) for plan, lost in self._supply.losses()
         )
+        blocks = (self._routing, *self._after_loss)
+        self._rows = [*self._supply.rows, *(row for block in blocks for row in block.rows)]
+        self._variables = [*self._supply.variables, *(variable for block in blocks for variable in block.variables)]
+        self._compiled = Compiled(self._rows, self._variables, problem.time_limit_s)
 
     def solve(self) -> Solution:
-        """Lexicographic optimum; of the standing replicas when they are given."""
-        return self._share() if self._fixed is not None else self._allocate()
+        """Least refused, then most quality, then least cost and churn; each with what came before it held."""
+        refusing = False
+        for variable in (self._supply.unmet, *self._refusals()):
+            self._compiled.bound_above(variable, 0.0)
+        try:
+            best = self._best()
+        except SolverFailed:
+            refusing = True
+            self._refuse_least()
+            best = self._best()
+        self._compiled.at_most(_negative(self._quality()), best.value + _PIN * max(1.0, abs(best.value)))
+        self._tidy()
+        fixed, quality = self._fixed()
+        return self._solution(best, fixed, quality, self._bindings(refusing=refusing))
 
-    def _allocate(self) -> Solution:
-        replicas = self._replica_expression()
-        rows = [*self._served(self._refused), *self._capacity_rows(replicas), *self._supply_rows(extra=False)]
-        quality = cp.sum(cp.multiply(self._value(), self._flow))
-        refused = self._weight @ self._refused
-        floor = self._minimise(cp.sum(self._unmet) * (1.0 + float(self._weight @ self._rate)) + refused, rows)
-        rows.append(cp.sum(self._unmet) * (1.0 + float(self._weight @ self._rate)) + refused <= _pinned(floor))
-        best = -self._minimise(-quality, rows)
-        rows.append(quality >= best - _PIN_TOLERANCE * max(1.0, abs(best)))
-        gap = self._gap
-        self._minimise(self._upkeep(), rows)
-        return self._solution(np.round(np.asarray(replicas.value)), gap)
+    def _fixed(self) -> tuple[Compiled, float]:
+        """The best shares for the replicas that were found, anew: a search takes 0.999999 for a whole replica."""
+        fixed = Compiled(self._rows, self._variables, self._problem.time_limit_s)
+        fixed.fix_whole(like=self._compiled)
+        for terms in (
+            [*self._routing.refused_weight(), *self._supply.unmet_weight(self._pairs)],
+            [term for block in self._after_loss for term in block.refused_weight()],
+        ):
+            least = fixed.minimise(terms).value if terms else 0.0
+            if terms:
+                fixed.at_most(terms, least + _PIN * max(1.0, abs(least)))
+        return fixed, -fixed.minimise(_negative(self._quality())).value
 
-    def _share(self) -> Solution:
-        """Weights for the replicas that stand: least overload, then most quality."""
-        assert self._fixed is not None
-        standing = np.where(self._fixed > 0)[0]
-        reachable = np.array([bool(np.isfinite(self._load[k, standing]).any()) for k in range(len(self._classes))])
-        refused = np.where(reachable, 0.0, self._rate)
-        rows = [*self._served(refused)]
-        load = cp.sum(cp.multiply(np.nan_to_num(self._load), self._flow), axis=0)
-        capacity_row = load <= self._fixed * (1.0 + self._overload)
-        rows += [capacity_row, self._forbidden()]
-        worst = self._minimise(self._overload, rows)
-        rows.append(self._overload <= _pinned(worst))
-        self._minimise(-cp.sum(cp.multiply(self._value(), self._flow)), rows)
-        price = np.abs(np.asarray(capacity_row.dual_value)) if capacity_row.dual_value is not None else None
-        self._refused.value = refused
-        self._unmet.value = np.zeros(len(self._columns))
-        return self._solution(self._fixed, 0.0, price)
+    def _best(self) -> Outcome:
+        return self._compiled.minimise(_negative(self._quality()), gap=self._problem.relative_gap)
+
+    def _refuse_least(self) -> None:
+        for variable in (self._supply.unmet, *self._refusals()):
+            self._compiled.bound_above(variable, np.inf)
+        self._hold_least([*self._routing.refused_weight(), *self._supply.unmet_weight(self._pairs)])
+        if self._after_loss:
+            self._hold_least([term for block in self._after_loss for term in block.refused_weight()])
+
+    def _hold_least(self, terms: Terms) -> None:
+        found = self._compiled.minimise(terms, gap=self._problem.relative_gap)
+        self._compiled.at_most(terms, found.value + _PIN * max(1.0, abs(found.value)))
+        self._compiled.restart()
+
+    def _tidy(self) -> None:
+        """Looks for a cheaper plan of equal quality; the one at hand stands where none is found.
+
+        First among the plans with no more replicas of anything, which is a small search. Among all only where the program is
+        small: a large fleet that is short of accelerators has none to spare, and the proof would take longer than the plan.
+        """
+        placed = self._supply.placed
+        if not placed.size:
+            return
+        ample = self._supply.most
+        self._compiled.bound_above(placed, np.round(self._compiled.value(placed)))
+        self._compiled.restart()
+        self._compiled.minimise(self._supply.upkeep(), gap=_TIDY_GAP, nodes=_TIDY_NODES)
+        self._compiled.bound_above(placed, ample)
+        if len(self._pairs.classes) <= _SMALL:
+            self._compiled.restart()
+            self._compiled.minimise(self._supply.upkeep(), gap=_TIDY_GAP, nodes=_TIDY_NODES)
+
+    def _refusals(self) -> list[cp.Variable]:
+        return [block.refused for block in (self._routing, *self._after_loss)]
+
+    def _quality(self) -> Terms:
+        return self._routing.quality()
+
+    def _bindings(self, *, refusing: bool) -> dict[int, tuple[Binding, ...]]:
+        """Rows with a price in the linear relaxation of the level that matters."""
+        relaxed = Compiled(self._rows, self._variables, self._problem.time_limit_s)
+        relaxed.relax()
+        terms = [*self._routing.refused_weight(), *self._supply.unmet_weight(self._pairs)]
+        for block in self._after_loss:
+            terms += block.refused_weight()
+        found = relaxed.minimise(terms)
+        if not refusing:
+            relaxed.at_most(terms, found.value + _PIN * max(1.0, abs(found.value)))
+            relaxed.minimise(_negative(self._quality()))
+        return self._supply.bindings(relaxed, self._routing)
+
+    def _solution(self, best: Outcome, fixed: Compiled, quality: float, bindings: dict[int, tuple[Binding, ...]]) -> Solution:
+        routing = self._routing
+        share, refused = routing.cleaned(fixed, _DUST)
+        worst = np.max([refused, *(fixed.value(block.refused) for block in self._after_loss)], axis=0)
+        return Solution(
+            share=share,
+            replicas=np.round(self._supply.count(fixed)),
+            refused=refused,
+            refused_after_loss=np.where(worst > _DUST, worst, 0.0),
+            unmet=np.round(np.maximum(0.0, fixed.value(self._supply.unmet))),
+            column_price=fixed.prices(routing.load_row),
+            class_value=routing.class_value(fixed),
+            quality=quality,
+            bound=max(-best.bound, quality),
+            status="optimal" if best.proved else "time_limit",
+            seconds=self._compiled.seconds + fixed.seconds,
+            bindings=bindings,
+        )
 
     def shortages(self) -> dict[tuple[int, str], int]:
-        """Further units by (plan, accelerator) with which every class is served: the fewest, limits and budget aside."""
-        rows = [
-            *self._served(np.zeros(len(self._classes))),
-            *self._capacity_rows(self._replica_expression()),
-            *self._supply_rows(extra=True),
-            self._unmet == 0,
-        ]
-        names = [(index, supply.name) for index, plan in enumerate(self._plans) for supply in plan.accelerators]
+        """Further units by (plan, accelerator) with which every class is served: the cheapest, limits and budget aside."""
+        supply = Supply(self._asked, self._exclusive, extra=True)
+        routing = Routing(self._pairs, supply.replicas)
+        after = [Routing(self._pairs, supply.replicas - lost, only_plan=plan) for plan, lost in supply.losses()]
+        blocks = (routing, *after)
+        rows = [*supply.rows, *(row for block in blocks for row in block.rows)]
+        variables = [*supply.variables, *(variable for block in blocks for variable in block.variables)]
+        compiled = Compiled(rows, variables, self._problem.time_limit_s)
+        for variable in (supply.unmet, *(block.refused for block in blocks)):
+            compiled.bound_above(variable, 0.0)
         try:
-            self._minimise(cp.sum(self._extra), rows)
-        except cp.SolverError:
+            compiled.minimise(supply.extra_cost(), gap=1e-3)
+        except SolverFailed:
             return {}
-        if self._extra.value is None:
-            return {}
-        units = np.round(self._extra.value).astype(int)
-        return {name: int(count) for name, count in zip(names, units, strict=False) if count > 0}
+        units = np.round(compiled.value(supply.extra)).astype(int)
+        return {name: int(count) for name, count in zip(supply.kinds, units, strict=True) if count > 0}
 
-    def _minimise(self, objective: cp.Expression, rows: list[cp.Constraint]) -> float:
-        problem = cp.Problem(cp.Minimize(objective), rows)
-        value = problem.solve(
-            solver=cp.HIGHS,
-            time_limit=self._problem.time_limit_s,
-            mip_rel_gap=self._problem.relative_gap,
-            # One thread and a fixed seed: equal problems must give equal plans.
-            threads=1,
-            random_seed=1,
-        )
-        self._timed_out = self._timed_out or problem.status != cp.OPTIMAL
-        # HiGHS says infinity for a program without integers, which it solves exactly.
-        proved = float(getattr(problem.solver_stats.extra_stats, "mip_gap", 0.0))
-        self._gap = proved if np.isfinite(proved) else 0.0
-        if value is None or not np.isfinite(value):
-            message = f"the solver ended with {problem.status}"
-            raise cp.SolverError(message)
-        return float(value)
 
-    def _value(self) -> np.ndarray[Any, Any]:
-        value: np.ndarray[Any, Any] = self._quality * self._weight[:, None]
-        return value
+class SharingProgram:
+    """The program with given replicas: which share of each class goes where."""
 
-    def _replica_expression(self) -> cp.Expression:
-        """Replicas per column: the sum over the groups where they may sit."""
-        incidence = np.zeros((len(self._columns), self._placed.shape[0]))
-        for place, (s, _) in enumerate(self._places):
-            incidence[s, place] = 1.0
-        return incidence @ self._placed
+    def __init__(self, problem: Problem, pairs: Pairs) -> None:
+        asked = pairs.asked
+        self._problem, self._asked = problem, asked
+        assert problem.standing is not None
+        standing = problem.standing.replicas
+        self._standing = np.array([standing.get(asked.setup_key(column), 0) for column in asked.columns], dtype=float)
+        self._chosen = cp.Variable(len(asked.columns), boolean=True)
+        alternatives = [s for s in asked.setups if len(s) > 1]
+        rows: list[cp.Constraint] = []
+        if alternatives:
+            one = sp.lil_array((len(alternatives), len(asked.columns)))
+            alone = np.ones(len(asked.columns))
+            for row, columns in enumerate(alternatives):
+                one[row, list(columns)] = 1.0
+                alone[list(columns)] = 0.0
+            rows.append(one.tocsr() @ self._chosen == np.ones(len(alternatives)))
+            replicas: cp.Expression = cp.multiply(self._standing, self._chosen + alone)
+            rows.append(cp.multiply(alone, self._chosen) == 0)
+        else:
+            replicas = cp.Constant(self._standing)
+        self._overload = cp.Variable(1, bounds=[0, None])
+        slack = cp.multiply(self._standing * np.array([c.utilization for c in asked.columns]), self._overload[0])
+        self._routing = Routing(pairs, replicas, slack=slack if problem.overload else None)
+        self._alternatives = bool(alternatives)
+        self._rows = [*rows, *self._routing.rows]
+        self._variables = [self._overload, *self._routing.variables, *([self._chosen] if alternatives else [])]
+        self._compiled = Compiled(self._rows, self._variables, problem.time_limit_s)
 
-    def _served(self, refused: Any) -> list[cp.Constraint]:
-        return [cp.sum(self._flow, axis=1) + refused == self._rate]
-
-    def _forbidden(self) -> cp.Constraint:
-        return cp.multiply(np.isnan(self._load).astype(float), self._flow) == 0
-
-    def _capacity_rows(self, replicas: cp.Expression) -> list[cp.Constraint]:
-        load = cp.sum(cp.multiply(np.nan_to_num(self._load), self._flow), axis=0)
-        least = np.array([column.setup.min_replicas for column in self._columns], dtype=float)
-        rows = [load <= replicas, self._forbidden(), replicas + self._unmet >= least, self._placed >= 0]
-        for s, column in enumerate(self._columns):
-            if column.setup.max_replicas is not None:
-                rows.append(replicas[s] <= column.setup.max_replicas)
-        return rows
-
-    def _supply_rows(self, *, extra: bool) -> list[cp.Constraint]:
-        rows = [self._extra >= 0]
-        if not extra:
-            rows.append(self._extra == 0)
-        rows += self._packing_rows(extra=extra)
-        for index, plan in enumerate(self._plans):
-            mine = [(p, self._columns[s]) for p, (s, _) in enumerate(self._places) if self._columns[s].plan == index]
-            if not mine or extra:
-                continue
-            if plan.budget_per_hour is not None:
-                rows.append(sum(column.cost * self._placed[p] for p, column in mine) <= plan.budget_per_hour + 1e-9)
-            for supply in plan.accelerators:
-                used = [(p, c.setup.units) for p, c in mine if c.setup.accelerator == supply.name]
-                if supply.limit is not None and used:
-                    rows.append(sum(units * self._placed[p] for p, units in used) <= supply.limit)
-        return rows
-
-    def _packing_rows(self, *, extra: bool) -> list[cp.Constraint]:
-        rows = []
-        names = [(index, supply.name) for index, plan in enumerate(self._plans) for supply in plan.accelerators]
-        for g, group in enumerate(self._groups):
-            here = [(p, self._columns[s].setup.units) for p, (s, where) in enumerate(self._places) if where == g]
-            for size in sorted({units for _, units in here}):
-                blocks = sum((units // size) * self._placed[p] for p, units in here)
-                room: Any = sum(free // size for free in group.free)
-                if extra:
-                    room = room + sum(self._extra[e] / size for e, name in enumerate(names) if name in group.matched)
-                rows.append(blocks <= room)
-        return rows
-
-    def _upkeep(self) -> cp.Expression:
-        """Cost, then units, then a preference that breaks the last ties the same way every time."""
-        columns = [self._columns[s] for s, _ in self._places]
-        dearest = max((column.cost for column in columns), default=0.0) or 1.0
-        per_place = np.array(
-            [column.cost / dearest + 1e-3 * column.setup.units + 1e-6 * p for p, column in enumerate(columns)] or [0.0]
-        )
-        return per_place @ self._placed
-
-    def _solution(self, replicas: np.ndarray[Any, Any], gap: float, price: np.ndarray[Any, Any] | None = None) -> Solution:
-        flow, refused = self._cleaned()
-        unmet = np.maximum(0.0, np.asarray(self._unmet.value))
+    def solve(self) -> Solution:
+        """Least refused or least overload, then most quality."""
+        compiled, routing = self._compiled, self._routing
+        if self._problem.overload:
+            compiled.bound_above(routing.refused, np.where(routing.reachable(self._standing), 0.0, 1.0))
+            least: Terms = [(self._overload, np.ones(1))]
+        else:
+            least = routing.refused_weight()
+        found = compiled.minimise(least)
+        compiled.at_most(least, found.value + _PIN * max(1.0, abs(found.value)))
+        best = compiled.minimise(_negative(routing.quality()), gap=self._problem.relative_gap)
+        if self._alternatives:
+            compiled = Compiled(self._rows, self._variables, self._problem.time_limit_s)
+            compiled.fix_whole(like=self._compiled)
+            if self._problem.overload:
+                compiled.bound_above(routing.refused, np.where(routing.reachable(self._standing), 0.0, 1.0))
+            compiled.at_most(least, compiled.minimise(least).value + _PIN * max(1.0, abs(found.value)))
+        final = compiled.minimise(_negative(routing.quality()))
+        share, refused = routing.cleaned(compiled, _DUST)
+        used = routing.used_columns(share)
+        chosen = [next((j for j in columns if used[j]), columns[0]) for columns in self._asked.setups]
+        replicas = np.zeros(len(self._standing))
+        replicas[chosen] = self._standing[chosen]
         return Solution(
-            flow=flow,
+            share=share,
             replicas=replicas,
             refused=refused,
-            unmet=unmet,
-            price=np.zeros(len(replicas)) if price is None else price,
-            status="time_limit" if self._timed_out else "optimal",
-            gap=gap,
+            refused_after_loss=refused,
+            unmet=np.zeros(len(self._asked.setups)),
+            column_price=compiled.prices(routing.load_row),
+            class_value=routing.class_value(compiled),
+            quality=-final.value,
+            bound=max(-best.bound, -final.value),
+            status="optimal" if best.proved else "time_limit",
+            seconds=compiled.seconds,
         )
 
-    def _cleaned(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Flows and refusals without the solver's dust, summing to the rates again."""
-        least = (_ZERO_SHARE * self._rate)[:, None]
-        values = np.column_stack([np.asarray(self._flow.value), np.asarray(self._refused.value)])
-        values = np.where(values > least, values, 0.0)
-        total = values.sum(axis=1, keepdims=True)
-        values = np.divide(values * self._rate[:, None], total, out=np.zeros_like(values), where=total > 0)
-        return values[:, :-1], values[:, -1]
 
-
-def _pinned(value: float) -> float:
-    return value + _PIN_TOLERANCE * max(1.0, abs(value))
+def _negative(terms: Terms) -> Terms:
+    return [(variable, -coefficients) for variable, coefficients in terms]

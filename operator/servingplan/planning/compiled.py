@@ -1,0 +1,191 @@
+"""A program stated in cvxpy, held by HiGHS, and solved for one objective after the other.
+
+The rows become a matrix once. A lexicographic solve then changes costs, adds a row and starts from the solution before, which
+a new cvxpy problem per level would forget. Deterministic: one thread, a fixed seed, and limits that count nodes where a
+search may end early for other reasons than its proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+import highspy
+import numpy as np
+
+Vector = np.ndarray[Any, Any]
+Terms = Sequence[tuple[cp.Variable, Vector]]
+"""A linear form: coefficients by variable."""
+
+
+class SolverFailed(Exception):  # noqa: N818 - it is an outcome that the loop above answers by holding what is
+    """HiGHS ended without a solution; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one solve ended.
+
+    Attributes:
+        value: Of the objective that was minimised.
+        bound: Proven lower bound on it.
+        proved: Whether the gap that was asked for was reached, not a limit.
+    """
+
+    value: float
+    bound: float
+    proved: bool
+
+
+class Compiled:
+    """Rows over variables, ready to be minimised.
+
+    Args:
+        rows: Affine constraints; equalities and inequalities of cvxpy.
+        variables: All variables of the rows and of later objectives.
+        time_limit_s: Of every solve.
+    """
+
+    def __init__(self, rows: Sequence[cp.Constraint], variables: Sequence[cp.Variable], time_limit_s: float) -> None:
+        self._rows = list(rows)
+        # A variable that stands in no row would be dropped, and its column with it.
+        idle = sum(cp.sum(0 * variable) for variable in variables if variable.size)
+        data = cp.Problem(cp.Minimize(idle), self._rows).get_problem_data(cp.HIGHS)[0]
+        self._offset: dict[int, int] = data["param_prob"].var_id_to_col
+        matrix, self._columns = data["A"].tocsc(), data["A"].shape[1]
+        model = highspy.HighsModel()
+        lp = model.lp_
+        lp.num_col_, lp.num_row_ = matrix.shape[1], matrix.shape[0]
+        lp.col_cost_ = np.zeros(self._columns)
+        lp.col_lower_, lp.col_upper_ = _bounds(data, self._columns)
+        lp.row_lower_, lp.row_upper_ = _sides(data)
+        lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
+        self._whole = np.array(sorted({*data["int_vars_idx"], *data["bool_vars_idx"]}), dtype=np.int32)
+        if self._whole.size:
+            kinds = np.full(self._columns, highspy.HighsVarType.kContinuous, dtype=object)
+            kinds[self._whole] = highspy.HighsVarType.kInteger
+            lp.integrality_ = list(kinds)
+        self._highs = highspy.Highs()  # type: ignore[no-untyped-call]
+        for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 1), ("time_limit", time_limit_s)):
+            self._highs.setOptionValue(option, value)
+        self._highs.passModel(model)
+        self._every = np.arange(self._columns, dtype=np.int32)
+        self._found = np.zeros(self._columns)
+        self._start: highspy.HighsSolution | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time that HiGHS has taken so far."""
+        return float(self._highs.getRunTime())
+
+    def minimise(self, terms: Terms, *, gap: float = 0.0, nodes: int | None = None) -> Outcome:
+        """Minimises a linear form.
+
+        Args:
+            terms: The form.
+            gap: Relative distance from the proven bound at which the search may end.
+            nodes: Branch-and-bound nodes after which it ends; None for no such limit.
+
+        Raises:
+            SolverFailed: Nothing was found: the rows contradict each other, or the time was too short.
+        """
+        cost = np.zeros(self._columns)
+        for variable, coefficients in terms:
+            cost[self._places(variable)] = np.ravel(np.broadcast_to(coefficients, variable.shape))
+        self._highs.changeColsCost(self._columns, self._every, cost)
+        self._highs.setOptionValue("mip_rel_gap", gap)
+        self._highs.setOptionValue("mip_max_nodes", 2**31 - 1 if nodes is None else nodes)
+        if self._start is not None:
+            self._highs.setSolution(self._start)
+            self._start = None
+        self._highs.run()
+        status, info = self._highs.getModelStatus(), self._highs.getInfo()
+        if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
+            message = f"the solver ended with: {self._highs.modelStatusToString(status)}"
+            raise SolverFailed(message)
+        self._found = np.array(self._highs.getSolution().col_value)
+        value = float(info.objective_function_value)
+        bound = float(info.mip_dual_bound) if self._whole.size else value
+        return Outcome(value, min(value, bound), status == highspy.HighsModelStatus.kOptimal)
+
+    def at_most(self, terms: Terms, upper: float) -> None:
+        """Adds a row: the linear form is at most ``upper``."""
+        places = np.concatenate([self._places(variable) for variable, _ in terms]).astype(np.int32)
+        values = np.concatenate([np.ravel(np.broadcast_to(c, variable.shape)) for variable, c in terms]).astype(float)
+        used = values != 0
+        self._highs.addRow(-highspy.kHighsInf, upper, int(used.sum()), places[used], values[used])
+
+    def restart(self) -> None:
+        """Starts the next search from the solution at hand."""
+        self._start = highspy.HighsSolution()
+        self._start.col_value = list(self._found)
+
+    def bound_above(self, variable: cp.Variable, upper: Vector | float) -> None:
+        """Replaces a variable's upper bounds; the lower ones are 0."""
+        places = self._places(variable).astype(np.int32)
+        high: list[float] = np.broadcast_to(upper, len(places)).tolist()
+        self._highs.changeColsBounds(len(places), places, [0.0] * len(places), high)
+
+    def relax(self) -> None:
+        """Lets every variable be fractional from now on."""
+        self._set_kinds(highspy.HighsVarType.kContinuous)
+
+    def fix_whole(self, like: Compiled) -> None:
+        """Fixes the integers at those of another solution of the same rows, so that a linear program with prices is left."""
+        if not self._whole.size:
+            return
+        values: list[float] = np.round(like._found[self._whole]).tolist()
+        self._highs.changeColsBounds(len(self._whole), self._whole, values, values)
+        self.relax()
+
+    def value(self, variable: cp.Variable) -> Vector:
+        """A variable's values in the last solution."""
+        return self._found[self._places(variable)].reshape(variable.shape)
+
+    def prices(self, row: cp.Constraint) -> Vector:
+        """How much one more on a row's right side lowers what was minimised; of a program without integers.
+
+        Non-negative for an inequality. For an equality its sign says whether more lowers or raises.
+        """
+        dual = -np.array(self._highs.getSolution().row_dual)
+        equalities = [other for other in self._rows if isinstance(other, cp.Zero | cp.constraints.Equality)]
+        others = [other for other in self._rows if not isinstance(other, cp.Zero | cp.constraints.Equality)]
+        start = 0
+        for other in [*equalities, *others]:
+            if other is row:
+                return dual[start : start + other.size]
+            start += other.size
+        message = "the row is not of this program"
+        raise KeyError(message)
+
+    def _places(self, variable: cp.Variable) -> Vector:
+        if not variable.size:
+            return np.zeros(0, dtype=int)
+        start = self._offset[variable.id]
+        return np.arange(start, start + variable.size)
+
+    def _set_kinds(self, kind: highspy.HighsVarType) -> None:
+        if self._whole.size:
+            kinds = np.full(len(self._whole), kind.value, dtype=np.uint8)
+            self._highs.changeColsIntegrality(len(self._whole), self._whole, kinds)
+            self._whole = np.zeros(0, dtype=np.int32)
+
+
+def _bounds(data: dict[str, Any], columns: int) -> tuple[Vector, Vector]:
+    lower, upper = data["lower_bounds"], data["upper_bounds"]
+    low = np.full(columns, -highspy.kHighsInf) if lower is None else np.array(lower, dtype=float)
+    high = np.full(columns, highspy.kHighsInf) if upper is None else np.array(upper, dtype=float)
+    switches = np.array(data["bool_vars_idx"], dtype=int)
+    low[switches], high[switches] = 0.0, 1.0
+    return low, high
+
+
+def _sides(data: dict[str, Any]) -> tuple[Vector, Vector]:
+    """The form of cvxpy: the first rows are equal to their right side, the others at most that."""
+    right: Vector = np.array(data["b"], dtype=float)
+    left = right.copy()
+    left[int(data["dims"].zero) :] = -highspy.kHighsInf
+    return left, right
