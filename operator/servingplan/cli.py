@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+_UNSOLVED, _BAD_INPUT = 1, 2
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
@@ -21,7 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="servingplan", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runners: dict[str, Callable[[argparse.Namespace], int]] = {}
-    for name, add in (("controller", _add_controller), ("crd", _add_crd), ("simulate", _add_simulate)):
+    subcommands = (
+        ("plan", _add_plan),
+        ("explain", _add_explain),
+        ("profile", _add_profile),
+        ("controller", _add_controller),
+        ("crd", _add_crd),
+        ("simulate", _add_simulate),
+    )
+    for name, add in subcommands:
         runners[name] = add(commands)
     arguments = parser.parse_args(argv)
     return runners[arguments.command](arguments)
@@ -54,6 +64,50 @@ async def _operate(settings: object) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await operate(settings, stop)
     return 0
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Callable[[argparse.Namespace], int]:
+    parser = commands.add_parser("plan", help="solve plans from files, without a cluster")
+    from servingplan.offline.arguments import add_output, add_question
+
+    add_question(parser)
+    add_output(parser)
+    return lambda arguments: _answer("plan", arguments)
+
+
+def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Callable[[argparse.Namespace], int]:
+    parser = commands.add_parser("explain", help="say in sentences what holds plans back, and what would help")
+    from servingplan.offline.arguments import add_question
+
+    add_question(parser)
+    return lambda arguments: _answer("explain", arguments)
+
+
+def _answer(command: str, arguments: argparse.Namespace) -> int:
+    """Runs a subcommand that solves; what cannot be used or solved ends in one sentence."""
+    from servingplan.offline.errors import InputError, SolveError
+    from servingplan.offline.question import ask
+
+    try:
+        question = ask(arguments)
+        for note in question.notes:
+            sys.stderr.write(f"note: {note}\n")
+        # The solver takes a second to load, which a mistake in the input need not wait for.
+        from servingplan.offline import commands
+
+        return {"plan": commands.run_plan, "explain": commands.run_explain}[command](arguments, question)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return _BAD_INPUT
+    except SolveError as error:
+        sys.stderr.write(f"{error}\n")
+        return _UNSOLVED
+
+
+def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Callable[[argparse.Namespace], int]:
+    from servingplan.profiling.cli import add_profile
+
+    return add_profile(commands)
 
 
 def _add_crd(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Callable[[argparse.Namespace], int]:
