@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servingplan.latency.capacity import capacity_rps
-from servingplan.latency.profile import Bound, EngineProfile, Slo, StepTime, TokenMix
+from servingplan.latency.capacity import capacity_rps, stable_rate_rps, utilization
+from servingplan.latency.profile import Bound, EngineProfile, Slo, StepTime, TokenMix, blend
 from servingplan.planning.problem import (
     AcceleratorSupply,
     ClassDemand,
+    Infeasible,
     ModelOption,
     PlanDemand,
     Problem,
+    Scope,
     SetupOption,
     Standing,
 )
@@ -250,3 +252,102 @@ def test_shuffled_problems_have_the_same_answer():
             accelerators=shuffled(demand.accelerators),
         )
         assert repr(solve(Problem(shuffled((again, replace(again, key="a/other")))))) == repr(expected)
+
+
+def small_alone(rate: float, nodes: dict[str, int], **changes) -> PlanDemand:
+    models = (ModelOption("small", {"chat": 0.5}, (SMALL,)),)
+    return loaded(rate, models=models, accelerators=(replace(H100, free_units=nodes),), **changes)
+
+
+def test_a_plan_that_survives_the_loss_of_a_node_has_enough_left():
+    rate = 2.5 * capacity_rps(SMALL.profile, MIX, SLO)
+    nodes = {"a": 4, "b": 4}
+    assert replicas(answer(small_alone(rate, nodes))) == {"small/tp1": 3}
+    safe = answer(small_alone(rate, nodes, tolerate_nodes=1))
+    assert safe.feasible
+    # Half of them are on either node, and three have to be left.
+    assert replicas(safe) == {"small/tp1": 6}
+
+
+def test_a_plan_on_one_node_cannot_survive_its_loss():
+    lonely = answer(small_alone(5.0, {"a": 8}, tolerate_nodes=1))
+    assert not lonely.feasible
+    assert lonely.routes[0].shed == 0
+    assert "after the loss of a node the others could not carry 100.0% of class chat" in lonely.reason
+
+
+def test_running_replicas_are_kept_among_equal_plans():
+    twin = replace(SMALL, name="other")
+    models = (ModelOption("small", {"chat": 0.5}, (SMALL, replace(twin, current_replicas=1))),)
+    assert set(replicas(answer(plan(models=models)))) == {"small/other"}
+
+
+def test_no_request_goes_below_its_minimum_quality():
+    entry = ClassDemand("chat", MIX, SLO, 2000.0, min_quality=0.6)
+    decision = answer(plan(classes=(entry,)))
+    assert set(decision.routes[0].by_model()) == {"large"}
+    assert decision.routes[0].shed > 0
+
+
+def test_a_minimum_quality_that_no_model_has_is_named():
+    decision = answer(plan(classes=(ClassDemand("chat", MIX, SLO, 5.0, min_quality=0.9),)))
+    assert "no model scores 0.9 for class chat: the best scores 0.7" in decision.reason
+    assert decision.routes[0].shed == 1
+
+
+def test_what_binds_has_a_price():
+    full = 4 * capacity_rps(LARGE.profile, MIX, SLO)
+    scarce = loaded(full * 1.4)
+    bindings = answer(scarce).bindings
+    assert (bindings[0].kind, bindings[0].name) == ("accelerator", "h100")
+    assert answer(plan()).bindings == ()
+    limited = answer(replace(scarce, accelerators=(replace(H100, limit=4), L40S)))
+    assert {(binding.kind, binding.name) for binding in limited.bindings} >= {("limit", "h100")}
+
+
+def test_the_price_of_a_unit_is_what_a_unit_brings():
+    models = (ModelOption("small", {"chat": 0.5}, (SMALL,)),)
+    one = capacity_rps(SMALL.profile, MIX, SLO)
+    short = replace(H100, free_units={"a": 2})
+    (binding,) = answer(loaded(10 * one, models=models, accelerators=(short,))).bindings
+    assert binding.price == pytest.approx(one, rel=1e-3)
+
+
+def test_a_mean_over_the_plan_lets_one_model_be_slower():
+    mean = Slo(ttft=Bound(0.12, None))
+    strict = (ClassDemand("chat", MIX, mean, 60.0),)
+    per_route = answer(plan(classes=strict))
+    together = answer(plan(classes=strict, scope=Scope.PLAN))
+    assert together.feasible
+    assert together.quality >= per_route.quality - 1e-9
+    total = sum(a.rate_rps * a.predicted.ttft_mean_s for a in together.allocations if a.predicted)
+    assert total / 60.0 <= 0.12
+
+
+def test_an_infeasible_plan_is_told_apart_by_its_type():
+    assert isinstance(solve(Problem((loaded(2000.0),))), Infeasible)
+    assert not isinstance(solve(Problem((plan(),))), Infeasible)
+
+
+def test_the_clock_tells_the_whole_time():
+    ticks = iter([10.0, 12.5])
+    assert solve(Problem((plan(),)), lambda: next(ticks)).seconds == 2.5
+
+
+def test_standing_replicas_refuse_what_they_cannot_keep_where_that_is_asked():
+    standing = Standing({("llm/chat", "large", "tp2"): 1})
+    decision = answer(loaded(500.0), standing=standing, overload=False)
+    assert decision.routes[0].shed > 0
+    assert decision.allocations[0].utilization == pytest.approx(1.0)
+
+
+def test_classes_with_other_lengths_keep_their_slo_among_each_other():
+    short = ClassDemand("chat", TokenMix(300, 200), Slo(ttft=Bound(0.5)), 12.0)
+    long = ClassDemand("files", TokenMix(3000, 60), Slo(ttft=Bound(3.0)), 4.0)
+    models = (ModelOption("small", {"chat": 0.5, "files": 0.5}, (SMALL,)),)
+    decision = answer(plan(classes=(short, long), models=models, accelerators=(H100,)))
+    (allocation,) = decision.allocations
+    each = blend([(12.0, short.mix), (4.0, long.mix)])
+    kept = min(utilization(SMALL.profile, entry.mix, entry.slo, each) for entry in (short, long))
+    stable = [stable_rate_rps(SMALL.profile, entry.mix) for entry in (short, long)]
+    assert (12.0 / stable[0] + 4.0 / stable[1]) / allocation.replicas <= kept * 1.003

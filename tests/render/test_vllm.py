@@ -51,6 +51,13 @@ def container(pool: vllm.Pool) -> dict[str, Any]:
     return next(c for c in template(pool)["spec"]["containers"] if c["name"] == "vllm")
 
 
+def test_pods_are_spread_only_where_the_plan_counts_on_it():
+    (constraint,) = template(replace(make_pool(), spread=True))["spec"]["topologySpreadConstraints"]
+    assert constraint["labelSelector"]["matchLabels"] == make_pool().selector
+    assert (constraint["maxSkew"], constraint["whenUnsatisfiable"]) == (1, "ScheduleAnyway")
+    assert "topologySpreadConstraints" not in template(make_pool())["spec"]
+
+
 DEPLOYMENT = """
 apiVersion: apps/v1
 kind: Deployment

@@ -67,6 +67,7 @@ def desired(decision: Decision, world: World, settings: Settings, revision: int)
                 setup=setup,
                 accelerator=kinds[setup.accelerator],
                 profile=engine_profile(plan.profiles[model.name, setup.name]),
+                spread=spec.tolerate_nodes > 0,
             )
             if replicas > 0 or pool.name in busy:
                 surge = (model.name, setup.name) in decision.surge

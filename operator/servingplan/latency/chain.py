@@ -30,6 +30,7 @@ CELLS = 64
 """Cells of the grid of waiting tokens. Sums are taken on twice as many, so that they do not wrap around."""
 
 _GROUPS = 3
+_ROUNDS = 8
 _RESOLVED = 16
 """Cells of a budget from which on each S is worth a state of its own."""
 
@@ -72,8 +73,7 @@ def stationary_chain(arrived: Spectrum, steps_s: Floats, asynchronous: bool, roo
     if asynchronous and roomy and budget >= _RESOLVED:
         within, waiting = _interleaved(steps_s, arrived)
     elif asynchronous:
-        # What arrives during a light step is spread nearly as S will be; only the shares within a group hang on it.
-        within = _groups(masses_of(arrived[min(1, budget)])[:budget], steps_s)
+        within = _groups(_without_left_overs(arrived)[:budget], steps_s)
         waiting = _asynchronous(within, within @ arrived)
     else:
         within, waiting = _synchronous(steps_s, arrived)
@@ -94,6 +94,18 @@ def _groups(share: Floats, steps_s: Floats) -> Floats:
     within[-1, budget] = 1.0
     found: Floats = within / within.sum(axis=1, keepdims=True)
     return found
+
+
+def _without_left_overs(arrived: Spectrum) -> Floats:
+    """(budget + 1,) nearly the distribution of S, as if nothing were left over; only the shares within a group hang on it."""
+    budget = len(arrived) - 1
+    masses = masses_of(arrived)
+    moves = masses[:, : budget + 1].copy()
+    moves[:, -1] += masses[:, budget + 1 :].sum(axis=1)
+    share = moves[0]
+    for _ in range(_ROUNDS):
+        share = share @ moves
+    return share
 
 
 def _asynchronous(within: Floats, arrived: Spectrum) -> Floats:

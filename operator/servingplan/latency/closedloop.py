@@ -31,7 +31,7 @@ from servingplan.latency.profile import StepTime
 
 Array = npt.NDArray[np.float64]
 
-_ITERATIONS = 12
+_ITERATIONS = 6
 _BUSIEST = 0.8
 
 

@@ -23,10 +23,12 @@ class Answer:
     Attributes:
         pairs: What was asked.
         solution: Values of the program's variables.
+        given: Whether the replicas were given.
     """
 
     pairs: Pairs
     solution: Solution
+    given: bool = False
 
     @cached_property
     def flows(self) -> dict[int, dict[int, float]]:
@@ -71,12 +73,13 @@ class Answer:
         exposed = [(entry.name, float(solution.refused_after_loss[k])) for k, entry in entries]
         exposed = [(name, part) for name, part in exposed if part > 0] if plan.tolerate_nodes else []
         unattainable = asked.unattainable[index]
+        what = "replicas given" if self.given else "accelerators allowed"
         return PlanDecision(
             key=plan.key,
             allocations=tuple(self._allocation(s) for s in setups),
             routes=routes,
             feasible=not unattainable and not shed and not unmet and not exposed,
-            reason=_reason(unattainable, shed, unmet, exposed, shortages),
+            reason=_reason(unattainable, shed, unmet, exposed, shortages, what),
             shortages=shortages,
             quality=self._quality(entries),
             cost_per_hour=float(
@@ -162,14 +165,14 @@ def _reason(
     unmet: list[str],
     exposed: list[tuple[str, float]],
     shortages: tuple[Shortage, ...],
+    what: str,
 ) -> str:
     parts = [unattainable] if unattainable else []
     if unmet:
         parts.append(f"minReplicas of {', '.join(unmet)} do not fit the free accelerators, limits and budget")
     if shed:
         parts.append(
-            "the accelerators allowed cannot carry "
-            + ", ".join(f"{route.shed:.1%} of class {route.request_class}" for route in shed)
+            f"the {what} cannot carry " + ", ".join(f"{route.shed:.1%} of class {route.request_class}" for route in shed)
         )
     elif exposed:
         parts.append(

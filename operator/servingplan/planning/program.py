@@ -148,6 +148,8 @@ class Program:
         """Rows with a price in the linear relaxation of the level that matters."""
         relaxed = Compiled(self._rows, self._variables, self._problem.time_limit_s)
         relaxed.relax()
+        # Bounds that say what fits on the nodes would take the price from the rows that say it by name.
+        relaxed.bound_above(self._supply.placed, np.inf)
         terms = [*self._routing.refused_weight(), *self._supply.unmet_weight(self._pairs)]
         for block in self._after_loss:
             terms += block.refused_weight()

@@ -72,7 +72,7 @@ def _standing(problem: Problem) -> tuple[Answer, dict[tuple[int, str], int]]:
     found = _share(problem, {})
     if not problem.overload:
         found = _settled(problem, found)
-    return found, {}
+    return replace(found, given=True), {}
 
 
 def _allocated(problem: Problem) -> tuple[Answer, dict[tuple[int, str], int]]:

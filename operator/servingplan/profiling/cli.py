@@ -92,6 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"servingplan profile: {measurement.failure}", file=sys.stderr)
     if not measurement.levels:
         if measurement.stopped:
+            print("servingplan profile: interrupted before anything was measured", file=sys.stderr)
             return _INTERRUPTED
         raise ProfilingError("no level could be measured: allow more time by --max-duration, or give shorter --lengths")
     _conclude(arguments, endpoint, measurement, believed, prefix)

@@ -133,6 +133,8 @@ class _Measurement:
             self.alone[pair] = await self._alone(pair, first=number == 0)
         await self._budget(max(lengths, key=lambda pair: pair.prompt_tokens))
         levels = ladder(lengths, clients=self.wish.clients, rates=self.wish.rates, kv_tokens=self.run.kv_tokens)
+        if crowded := len(lengths) * len(self.wish.clients) - len([level for level in levels if level.clients]):
+            self._note(f"{crowded} levels were left out, because their requests do not fit in the KV cache together.")
         for place, level in enumerate(levels):
             if self.stop.is_set():
                 return

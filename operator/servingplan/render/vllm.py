@@ -63,6 +63,7 @@ class Pool:
     Attributes:
         accelerator: The entry of ``spec.accelerators`` that the setup names.
         profile: The setup's profile, read from where ``profileFrom`` points if it is kept there.
+        spread: Whether the plan counts on the pods being spread over the nodes, to survive the loss of one.
     """
 
     owner: names.Owner
@@ -70,6 +71,7 @@ class Pool:
     setup: Setup
     accelerator: Accelerator
     profile: EngineProfile
+    spread: bool = False
 
     @property
     def name(self) -> str:
@@ -205,12 +207,25 @@ def _defaults(pool: Pool, settings: VllmSettings) -> dict[str, Any]:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [_container(pool, settings)],
+            **({"topologySpreadConstraints": [_evenly(pool)]} if pool.spread else {}),
             "volumes": [
                 {"name": "cache", "emptyDir": {}},
                 {"name": "tmp", "emptyDir": {}},
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
             ],
         },
+    }
+
+
+def _evenly(pool: Pool) -> dict[str, Any]:
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        # A replica in the wrong place serves; one that waits for the right place does not.
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": pool.selector},
+        # In a rollout the pods that are leaving must not push the new ones together.
+        "matchLabelKeys": ["pod-template-hash"],
     }
 
 
