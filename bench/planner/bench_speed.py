@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib as mpl
 import numpy as np
 
-from servingplan.latency import capacity, levels
 from servingplan.planning.problem import Problem, Scope, Standing
 from servingplan.planning.solve import solve
 
@@ -90,14 +89,22 @@ def timed(size: Size, seed: int) -> tuple[float, float, float, float]:
             problem,
             standing=Standing(
                 {(plan.key, a.model, a.setup): a.replicas for a in decision.allocations},
-                {(plan.key, a.model, a.setup): a.utilization_limit for a in decision.allocations if a.replicas},
+                {(plan.key, a.model, a.setup): a.strictest for a in decision.allocations if a.replicas},
             ),
         )
-    for cached in (capacity.utilization, levels.at_load, levels._solved):
-        cached.cache_clear()
+    forget()
     cold_s, _ = cpu(problem)
     warm_s, answer = cpu(problem)
     return cold_s, warm_s, answer.gap, float(answer.gap <= size.gap)
+
+
+def forget() -> None:
+    """Empties every cache of the package."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("servingplan."):
+            for member in vars(module).values():
+                if hasattr(member, "cache_clear"):
+                    member.cache_clear()
 
 
 def cpu(problem: Problem):

@@ -110,7 +110,7 @@ class _Question:
         allowed = np.array([[m.quality[c.name] >= c.min_quality for m, _ in self.setups] for c in self.classes])
         if self.mean:
             self.lines = [
-                mean_lines(s.profile, [c for k, c in enumerate(self.classes) if allowed[k, j]], [self.classes[0].mix])
+                mean_lines(s.profile, [c for k, c in enumerate(self.classes) if allowed[k, j]], self.classes[0].mix)
                 if allowed[:, j].any()
                 else None
                 for j, (_, s) in enumerate(self.setups)

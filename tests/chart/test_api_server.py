@@ -1,5 +1,6 @@
 """What an API server says of the examples, the chart and the model servers."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 
 from servingplan.api.v1alpha1 import ModelServingPlan
 from servingplan.latency.profile import EngineProfile
+from servingplan.profiling.cli import add_profile
 from servingplan.render import names, vllm
 from testbed.bed import Bed
 
@@ -68,6 +70,16 @@ def test_every_object_of_the_chart_is_taken_whole(server: Bed, values: dict[str,
     objects = [document for text in texts for document in yaml.safe_load_all(text) if document]
     stored = accepted(server, objects, tmp_path)
     assert all(map(holds, stored, objects))
+
+
+def test_the_profiling_job_is_taken_whole_and_says_what_the_command_understands(server: Bed, tmp_path: Path) -> None:
+    (job,) = documents(ROOT / "manifests/profiling/job.yaml")
+    (stored,) = accepted(server, [job], tmp_path)
+    assert holds(stored, job)
+    parser = argparse.ArgumentParser()
+    add_profile(parser.add_subparsers(dest="command"))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert parser.parse_args(container["args"]).model == "llama-3.1-8b"
 
 
 def test_model_servers_run_in_a_namespace_that_enforces_the_restricted_standard(server: Bed, tmp_path: Path) -> None:

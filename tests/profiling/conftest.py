@@ -38,6 +38,14 @@ class Outcome:
         return lines[0].removeprefix("servingplan profile: ")
 
 
+@dataclass(frozen=True)
+class Simulator:
+    """A simulated vLLM and where it listens."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
 @pytest.fixture
 def profile(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs ``servingplan profile`` with these arguments."""
@@ -53,8 +61,8 @@ def profile(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @contextlib.contextmanager
-def simulator(*flags: str) -> Iterator[str]:
-    """A simulated vLLM with these flags; its address."""
+def simulator(*flags: str) -> Iterator[Simulator]:
+    """A simulated vLLM with these flags."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -66,7 +74,7 @@ def simulator(*flags: str) -> Iterator[str]:
             assert process.poll() is None, "the simulated server ended"
             assert time.monotonic() < deadline_s, "gave up waiting for the simulated server"
             time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
+        yield Simulator(f"http://127.0.0.1:{port}", process)
     finally:
         process.kill()
         process.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import subprocess
 import sys
@@ -19,13 +19,13 @@ from .conftest import Outcome, simulator
 
 ALPHA_MS, BETA_MS, GAMMA_MS = 5.0, 0.04, 0.0004
 COST = [f"--sim-alpha-ms={ALPHA_MS}", f"--sim-beta-us={1e3 * BETA_MS}", f"--sim-gamma-ns={1e6 * GAMMA_MS}"]
-QUICK = ["--lengths", "64:40,2000:40", "--concurrency", "1,2,4", "--max-duration", "9"]
+QUICK = ["--lengths", "64:40,2000:40", "--concurrency", "1,2,4", "--max-duration", "8"]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with simulator(*COST, "--max-num-batched-tokens=1024", "--max-model-len=4096") as url:
-        yield url
+    with simulator(*COST, "--max-num-batched-tokens=1024", "--max-model-len=4096") as started:
+        yield started.url
 
 
 def read(path: Path) -> Profile:
@@ -65,7 +65,7 @@ def test_a_rate_is_measured_until_requests_pile_up(profile: Callable[..., Outcom
 def test_what_a_log_shows_is_yaml_and_no_request_stays_behind(server: str) -> None:
     command = [sys.executable, "-m", "servingplan.profiling", "--endpoint", server, "--model", "qwen"]
     ended = subprocess.run(
-        [*command, "--lengths", "64:24", "--concurrency", "1,4", "--max-duration", "4"],
+        [*command, "--lengths", "64:24", "--concurrency", "1,4", "--max-duration", "3"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout
@@ -75,31 +75,37 @@ def test_what_a_log_shows_is_yaml_and_no_request_stays_behind(server: str) -> No
     assert running.endswith(" 0.0")
 
 
-def test_an_interrupt_leaves_what_was_measured(server: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dies", [False, True], ids=["interrupt", "server dies"])
+def test_an_early_end_leaves_what_was_measured(tmp_path: Path, dies: bool) -> None:
     target = tmp_path / "profile.yaml"
-    command = [sys.executable, "-m", "servingplan.profiling", "--endpoint", server, "--model", "qwen", "-o", str(target)]
-    with subprocess.Popen(
-        [*command, "--lengths", "64:40,1000:40", "--concurrency", "1,2,4,8", "--max-duration", "14"],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:  # fmt: skip
+    command = [sys.executable, "-m", "servingplan.profiling", "--model", "qwen", "-o", str(target)]
+    loads = ["--lengths", "64:40", "--concurrency", "1,2,4,8", "--max-duration", "8"]
+    with contextlib.ExitStack() as stack:
+        started = stack.enter_context(simulator(*COST))
+        measuring = subprocess.Popen([*command, *loads, "--endpoint", started.url], stderr=subprocess.PIPE, text=True)
+        process = stack.enter_context(measuring)
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("2 clients, 64"):
-                process.send_signal(signal.SIGINT)
                 break
+        if dies:
+            started.process.kill()
+        else:
+            process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-        assert process.wait(30) == 130, rest
+        assert process.wait(30) == (1 if dies else 130), rest
     assert "Traceback" not in rest
+    assert not dies or started.url in rest
     assert read(target).coefficients is not None
     assert "cut short" in target.read_text()
 
 
 def test_a_queue_for_slots_ends_the_ladder_and_tells_max_num_seqs(profile: Callable[..., Outcome], tmp_path: Path) -> None:
     target = tmp_path / "profile.yaml"
-    with simulator("--sim-alpha-ms=5", "--sim-beta-us=40", "--sim-gamma-ns=1", "--max-num-seqs=3") as url:
+    with simulator("--sim-alpha-ms=5", "--sim-beta-us=40", "--sim-gamma-ns=1", "--max-num-seqs=3") as started:
         outcome = profile(
-            "--endpoint", url, "--model", "qwen", "-o", str(target),
-            "--lengths", "64:24", "--concurrency", "1,2,12,24", "--max-duration", "9",
+            "--endpoint", started.url, "--model", "qwen", "-o", str(target),
+            "--lengths", "64:24", "--concurrency", "1,2,12,24", "--max-duration", "8",
         )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert "at 12 clients requests wait for a slot of the engine" in outcome.err

@@ -83,7 +83,7 @@ def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
     found = {}
     for plan, demand in zip(active, demands, strict=True):
         served = _served_part(demand, planned.of(plan.key))
-        sharing = solver(Problem((served,), standing=Standing(standing, _limits(plan, planned)))).of(plan.key)
+        sharing = solver(Problem((served,), standing=Standing(standing, _strictest(plan, planned)))).of(plan.key)
 
         def mine(by_setup: dict[tuple[str, str, str], int], key: str = plan.key) -> dict[SetupKey, int]:
             return {(model, setup): count for (owner, model, setup), count in by_setup.items() if owner == key}
@@ -103,10 +103,9 @@ def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
     return found
 
 
-def _limits(plan: PlanObject, planned: Plan) -> dict[tuple[str, str, str], float]:
-    """How far the plan loads each setup that it uses: who may share a queue while replicas start and stop."""
-    allocations = planned.of(plan.key).allocations
-    return {(plan.key, a.model, a.setup): a.utilization_limit for a in allocations if a.utilization_limit > 0}
+def _strictest(plan: PlanObject, planned: Plan) -> dict[tuple[str, str, str], str]:
+    """The class that the plan keeps each setup strict for: who may share a queue while replicas start and stop."""
+    return {(plan.key, a.model, a.setup): a.strictest for a in planned.of(plan.key).allocations if a.strictest}
 
 
 def held_because(plan: PlanObject) -> str:

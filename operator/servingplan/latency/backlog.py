@@ -22,6 +22,7 @@ from servingplan.latency.grid import Floats, shifted, split, uniform
 
 _NEGLIGIBLE = 1e-4
 _SEVERAL = 3
+_OWN_SHARE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,11 @@ class Prefill:
     asynchronous: bool = True
 
     def step_s(self, tokens: Floats) -> Floats:
-        """Time of steps with these prompt tokens."""
-        return self.fixed_s + self.read_s * tokens + self.compute_s * np.maximum(0.0, tokens - self.floor_tokens)
+        """Time of steps with these prompt tokens; of several steps where they exceed the budget."""
+        steps = np.maximum(1.0, tokens / self.budget)
+        return (
+            self.fixed_s * steps + self.read_s * tokens + self.compute_s * np.maximum(0.0, tokens - steps * self.floor_tokens)
+        )
 
     @property
     def token_s(self) -> float:
@@ -76,6 +80,7 @@ class Backlog:
     """What a request finds, in branches.
 
     Attributes:
+        prefill: The replica.
         cell_tokens: Tokens of one cell.
         cell_s: Seconds of one cell.
         steps_s: (budget + 1,) time of steps with 0, 1 ... cells.
@@ -87,6 +92,7 @@ class Backlog:
         mean_step_s: Mean time of a step.
     """
 
+    prefill: Prefill
     cell_tokens: float
     cell_s: float
     steps_s: Floats
@@ -98,6 +104,30 @@ class Backlog:
 
     def first_token(self, prompts: Floats, weights: Floats) -> Gridded:
         """Time to first token of requests with these prompts: (n,) tokens and (n,) weights summing to 1."""
+        later_s, kept = self._beyond_grid(prompts)
+        if not later_s.any():
+            return Gridded(self._on_grid(prompts, weights), self.cell_s)
+        within, beyond = weights * (later_s == 0), weights * (later_s > 0)
+        later = later_s / self.cell_s
+        delay = split(later, beyond, int(later.max()) + 2)
+        masses = np.convolve(self._on_grid(kept, beyond), delay) / beyond.sum()
+        if within.any():
+            masses[: 2 * CELLS] += self._on_grid(prompts, within)
+        return Gridded(masses, self.cell_s)
+
+    def _beyond_grid(self, prompts: Floats) -> tuple[Floats, Floats]:
+        """Seconds that (n,) prompts take for what leaves the grid, full steps first, and (n,) the tokens that stay."""
+        budget, reach = self.prefill.budget, CELLS * self.cell_tokens
+        # Where the grid ends within one step, so must the prompt with all that is ahead of it.
+        limit = reach if budget <= reach else reach / 2
+        steps = np.where(prompts > limit, np.ceil(np.maximum(0.0, prompts - max(limit, budget)) / budget), 0.0)
+        rest = prompts - steps * budget
+        kept = np.minimum(rest, limit)
+        full_s = self.prefill.step_s(np.array([budget]))
+        return steps * full_s + self.prefill.step_s(rest) - self.prefill.step_s(kept), kept
+
+    def _on_grid(self, prompts: Floats, weights: Floats) -> Floats:
+        """(2 CELLS,) masses of the time to first token, summing to the weights."""
         cells, budget = 2 * CELLS, len(self.steps_s) - 1
         own = transformed(_own_cells(prompts / self.cell_tokens, weights, budget))
         to_compute = masses_of(self.ahead * own)
@@ -115,8 +145,11 @@ class Backlog:
         last[:, 1:2] = last[:, 1:2] @ self.joining_later[0]
         last[:, 2:] = last[:, 2:] @ self.joining_later[1]
         ends = (np.arange(steps)[:, None] * self.steps_s[-1] + self.steps_s).ravel() / self.cell_s
+        # The rest of the grid is for the time before: a sum that left the grid would come in again at its start.
+        ends = np.minimum(ends, _OWN_SHARE * cells)
         found = masses_of((transformed(_split_rows(ends, last.reshape(branches, -1))) * self.before).sum(axis=0))
-        return Gridded(found / found.sum(), self.cell_s)
+        scaled: Floats = found * (weights.sum() / found.sum())
+        return scaled
 
 
 def unloaded(prompts: Floats, weights: Floats, prefill: Prefill) -> Weighted:
@@ -148,8 +181,8 @@ def backlog(arrivals: Arrivals, prefill: Prefill, idle: float = 0.0) -> Backlog:
     exponents[:, 0] = 1.0
     around = (arrived - 1) / exponents  # at frequency 0, where both vanish, the limit is 1
     around[:, 0] = 1.0
-    horizon_s = 4 * prefill.fixed_s + 1.2 * CELLS * cell_tokens * prefill.token_s
-    return _found(chain, arrived, around * beside, steps_s, cell_tokens, horizon_s / (2 * CELLS), idle, prefill.asynchronous)
+    cell_s = (4 * prefill.fixed_s + 1.3 * CELLS * cell_tokens * prefill.token_s) / (2 * CELLS)
+    return _found(chain, arrived, around * beside, steps_s, cell_tokens, cell_s, idle, prefill)
 
 
 def _grid(arrivals: Arrivals, prefill: Prefill) -> tuple[float, int]:
@@ -165,7 +198,8 @@ def _grid(arrivals: Arrivals, prefill: Prefill) -> tuple[float, int]:
     budget = round(prefill.budget * CELLS / reach)
     if budget >= CELLS:
         return reach / CELLS, CELLS - 1
-    return prefill.budget / max(1, budget), max(1, budget)
+    # A backlog of very many steps is taken several steps at a time.
+    return (prefill.budget / budget, budget) if budget > 0 else (reach / CELLS, 1)
 
 
 def _found(
@@ -176,11 +210,11 @@ def _found(
     cell_tokens: float,
     cell_s: float,
     idle: float,
-    asynchronous: bool,
+    prefill: Prefill,
 ) -> Backlog:
     budget = len(steps_s) - 1
-    mass = np.maximum(chain.waiting.sum(axis=1), 1e-300)
     time_s = chain.within * steps_s
+    mass = np.maximum(chain.waiting.sum(axis=1), 1e-300)
     long = mass * time_s.sum(axis=1)
     share = long / long.sum()
     # Idle times are among those in which no step holds a prompt.
@@ -188,34 +222,39 @@ def _found(
     share[0] -= idle
     within = time_s / time_s.sum(axis=1, keepdims=True)
     around = within @ around
-    rest = transformed(uniform(within @ steps_s / cell_s, 2 * CELLS))
-    conditional = chain.waiting / mass[:, None]
-    following = conditional[:, : budget + 1].copy()
-    left = np.zeros_like(conditional)
-    left[:, 1 : 2 * CELLS - budget] = conditional[:, budget + 1 :]
-    some_left = left.sum(axis=1)
-    next_s = transformed(_split_rows(steps_s / cell_s, following)) if asynchronous else (1 - some_left)[:, None]
-    full_s = transformed(split(steps_s[-1:] / cell_s, np.ones(1), 2 * CELLS)) if asynchronous else 1.0
+    following, left = _following_and_left(chain.waiting / mass[:, None], budget)
+    before = transformed(uniform(within @ steps_s / cell_s, 2 * CELLS))
+    before_none_left, before_some_left = before * (1 - left.sum(axis=1))[:, None], before
+    meanwhile = arrived[-1]
+    if prefill.asynchronous:
+        before_none_left = before * transformed(_split_rows(steps_s / cell_s, following))
+        before_some_left = before * transformed(split(steps_s[-1:] / cell_s, np.ones(1), 2 * CELLS))
+        following[:, -1] += left.sum(axis=1)
+        meanwhile = share @ following / max(1e-9, 1 - idle) @ arrived
+    # Of a request that needs further steps, all that arrives until its last one is composed may join that.
+    until = share @ around / max(1e-9, 1 - idle) * meanwhile
     nothing = np.ones((1, CELLS + 1))
     ahead = np.concatenate([share[:, None] * around, share[:, None] * around * transformed(left), idle * nothing])
-    before = np.concatenate([rest * next_s, rest * full_s, nothing])
-    join = np.concatenate([masses_of(around)] * 2 + [np.eye(1, 2 * CELLS)])
+    joining = np.array([_joined(row, budget) for row in np.concatenate([masses_of(around), np.eye(1, 2 * CELLS)])])
     kept = ahead[:, 0].real > _NEGLIGIBLE
-    # Of a request that needs further steps, all that arrives until its last one is composed may join that.
-    following[:, -1] += some_left
-    until = share @ around / max(1e-9, 1 - idle)
-    until = until * (share @ following / max(1e-9, 1 - idle) @ arrived if asynchronous else arrived[-1])
-    later = masses_of(np.stack([until, until * arrived[-1]]))
     return Backlog(
+        prefill=prefill,
         cell_tokens=cell_tokens,
         cell_s=cell_s,
         steps_s=steps_s,
         mean_step_s=float(long.sum()),
         ahead=ahead[kept],
-        before=before[kept],
-        joining=np.array([_joined(row, budget) for row in join[kept]]),
-        joining_later=np.array([_joined(row, budget) for row in later]),
+        before=np.concatenate([before_none_left, before_some_left, nothing])[kept],
+        joining=joining[np.array([*range(len(share)), *range(len(share)), len(share)])[kept]],
+        joining_later=np.array([_joined(row, budget) for row in masses_of(np.stack([until, until * arrived[-1]]))]),
     )
+
+
+def _following_and_left(waiting: Floats, budget: int) -> tuple[Floats, Floats]:
+    """(groups, budget + 1) of the step composed out of what waits, if it takes all, and (groups, 2 CELLS) of what it leaves."""
+    left = np.zeros_like(waiting)
+    left[:, 1 : 2 * CELLS - budget] = waiting[:, budget + 1 :]
+    return waiting[:, : budget + 1].copy(), left
 
 
 def _joined(joining: Floats, budget: int) -> Floats:

@@ -67,7 +67,7 @@ class Latency:
         return self.ttft.mean_s if percentile is None else self.ttft.percentile_s(percentile)
 
     def e2e_s(self, percentile: float | None) -> float:
-        """Time to the last token for an output of mean length; only its first token is random."""
+        """Time to the last token, for outputs as they are on average; only the first token is random."""
         return self.e2e_mean_s + (1 + self.stretch) * (self.ttft_s(percentile) - self.ttft_mean_s)
 
 
@@ -121,62 +121,17 @@ def utilization(
     Returns:
         A fraction of the background's stable rate, at most ``MAX_UTILIZATION``; 0 where the SLO is kept at no load.
     """
-    whole = background or mix
-    if stable_rate_rps(profile, whole) <= 0:
+    asked = _Asked(profile, mix, slo, background or mix, arrival_cv)
+    if stable_rate_rps(profile, asked.background) <= 0 or (idle := asked.worst(0)) > 1:
         return 0.0
-    solved: dict[int, list[_Bounded]] = {}
-
-    def at(index: int) -> list[_Bounded]:
-        if index not in solved:
-            solved[index] = _bounded(_at_index(profile, mix, whole, arrival_cv, index), slo)
-        return solved[index]
-
-    def worst(index: int) -> float:
-        margins = _margin(profile, whole, arrival_cv, index), _base_margin(profile, index)
-        return max((each.raised(*margins) for each in at(index)), default=0.0)
-
-    if (idle := worst(0)) > 1:
-        return 0.0
-    if (loaded := worst(_LAST)) <= 1:
+    if (loaded := asked.worst(_LAST)) <= 1:
         return MAX_UTILIZATION
-    low, high, middle = 0, _LAST, _guess(idle, loaded)
-    while high - low > 1:
-        middle = min(max(middle, low + 1), high - 1)
-        kept = worst(middle) <= 1
-        low, high = (middle, high) if kept else (low, middle)
-        # The guess is near: look beside it first.
-        middle = low + 1 if kept else high - 1
-    waiting_margins = _margin(profile, whole, arrival_cv, low), _margin(profile, whole, arrival_cv, high)
-    rest_margins = _base_margin(profile, low), _base_margin(profile, high)
-
-    def kept_between(share: float) -> bool:
-        if profile.step is None:
-            found = _bounded(_measured(profile, mix, load_at(low, share)), slo)
-        else:
-            found = [one.towards(other, share) for one, other in zip(at(low), at(high), strict=True)]
-        waiting, rest = mixed(*waiting_margins, share), mixed(*rest_margins, share)
-        return all(each.raised(waiting, rest) <= 1 for each in found)
-
-    below, above = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        share = (below + above) / 2
-        below, above = (share, above) if kept_between(share) else (below, share)
-    return load_at(low, below)
-
-
-def _guess(idle: float, loaded: float) -> int:
-    """The solved load at which a latency linear in the interpolation's measure would reach its bound."""
-    share = (1 - idle) / (loaded - idle) if loaded > idle else 1.0
-    low, high = (1 / (1.1 - LOADS[at]) for at in (0, _LAST))
-    return sum(1 / (1.1 - load) <= low + share * (high - low) for load in LOADS[1:_LAST])
+    return asked.crossing(asked.last_kept(idle, loaded))
 
 
 def attains(profile: EngineProfile, mix: TokenMix, slo: Slo) -> bool:
     """Whether an idle replica keeps the SLO with the margin: exactly where ``utilization`` is above 0, and found faster."""
-    if stable_rate_rps(profile, mix) <= 0:
-        return False
-    margins = _margin(profile, mix, 1.0, 0), _base_margin(profile, 0)
-    return all(each.raised(*margins) <= 1 for each in _bounded(_at_index(profile, mix, mix, 1.0, 0), slo))
+    return stable_rate_rps(profile, mix) > 0 and _Asked(profile, mix, slo, mix, 1.0).worst(0) <= 1
 
 
 def capacity_rps(
@@ -227,6 +182,66 @@ class _Bounded(NamedTuple):
 
     def towards(self, other: _Bounded, share: float) -> _Bounded:
         return _Bounded(mixed(self.waiting, other.waiting, share), mixed(self.rest, other.rest, share))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A class with its SLO on a replica."""
+
+    profile: EngineProfile
+    mix: TokenMix
+    slo: Slo
+    background: TokenMix
+    arrival_cv: float
+
+    def at(self, index: int) -> list[_Bounded]:
+        return _bounded(_at_index(self.profile, self.mix, self.background, self.arrival_cv, index), self.slo)
+
+    def margins(self, index: int) -> tuple[float, float]:
+        """On the wait for the first token, and on the rest."""
+        return _margin(self.profile, self.background, self.arrival_cv, index), _base_margin(self.profile, index)
+
+    def worst(self, index: int) -> float:
+        """The largest latency over its bound at a solved load, margin included."""
+        margins = self.margins(index)
+        return max((each.raised(*margins) for each in self.at(index)), default=0.0)
+
+    def last_kept(self, idle: float, loaded: float) -> int:
+        """The last solved load at which the SLO is kept, given the worst of an idle and of a fully loaded replica."""
+        low, high, middle = 0, _LAST, _guess(idle, loaded)
+        while high - low > 1:
+            middle = min(max(middle, low + 1), high - 1)
+            kept = self.worst(middle) <= 1
+            low, high = (middle, high) if kept else (low, middle)
+            # The guess is near: look beside it first.
+            middle = low + 1 if kept else high - 1
+        return low
+
+    def crossing(self, below: int) -> float:
+        """The load between a solved one and the next at which the SLO is just kept."""
+        low, high = self.at(below), self.at(below + 1)
+        margins = list(zip(self.margins(below), self.margins(below + 1), strict=True))
+
+        def kept(share: float) -> bool:
+            if self.profile.step is None:
+                found = _bounded(_measured(self.profile, self.mix, load_at(below, share)), self.slo)
+            else:
+                found = [one.towards(other, share) for one, other in zip(low, high, strict=True)]
+            waiting, rest = (mixed(*pair, share) for pair in margins)
+            return all(each.raised(waiting, rest) <= 1 for each in found)
+
+        start, end = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            share = (start + end) / 2
+            start, end = (share, end) if kept(share) else (start, share)
+        return load_at(below, start)
+
+
+def _guess(idle: float, loaded: float) -> int:
+    """The solved load at which a latency linear in the interpolation's measure would reach its bound."""
+    share = (1 - idle) / (loaded - idle) if loaded > idle else 1.0
+    low, high = (1 / (1.1 - LOADS[at]) for at in (0, _LAST))
+    return sum(1 / (1.1 - load) <= low + share * (high - low) for load in LOADS[1:_LAST])
 
 
 def _bounded(found: Latency, slo: Slo) -> list[_Bounded]:

@@ -102,7 +102,7 @@ def _without_left_overs(arrived: Spectrum) -> Floats:
     masses = masses_of(arrived)
     moves = masses[:, : budget + 1].copy()
     moves[:, -1] += masses[:, budget + 1 :].sum(axis=1)
-    share = moves[0]
+    share: Floats = moves[0]
     for _ in range(_ROUNDS):
         share = share @ moves
     return share

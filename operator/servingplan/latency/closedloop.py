@@ -1,23 +1,20 @@
 """Latency of a closed loop: C clients, each of which sends its next request when the last one has ended.
 
-With n requests decoding, every step yields n tokens, so n / (o - 1) requests end in a step and as many prompts are
-computed in their place, whatever the step takes. For one client the other C - 1 do the disturbing, so
+Time is counted in engine steps, because steps with prompts are long and a clock in seconds would count them double. With n
+requests decoding in the mean step, n / (o - 1) requests end in a step and as many prompts are computed in their place,
+whatever the step takes. For one client the other C - 1 do the disturbing: it meets some of their prompts on its way to its
+first token and the others while it decodes, so TPOT is the step at that rate of prompts, and
 
-    T(n) = alpha + mean of max(floor, beta * tokens) + gamma * context
+    TTFT = c0 + (s + backlog) T + own steps + prompts met,    cycle = (o - 1) + s + backlog + own steps, n = C (o - 1) / cycle
 
-over decode steps and the share of them that carry prompts, and TPOT = T(n). Time to first token is
-
-    S(n) = c0 + s T + backlog + own steps + prompts that happen to share them,
-
-s being the steps from arrival to the first step that holds the request. Little's law closes the loop: n = C (o - 1) T /
-((o - 1) T + S). Only min(C, max_num_seqs, KV / (i + o / 2)) requests run at once, and the token budget keeps n below
-budget (o - 1) / (i + o - 1); clients beyond that wait, and by Little's law TTFT is what is left of the cycle, which also
-holds at the edge. The left side less the right side is monotone in n, so bisection finds the one solution.
+s being the steps from arrival to the first step that holds the request. The cycle hardly depends on n, so iteration finds the
+fixed point in a few rounds, inside a bracket. Only min(C, max_num_seqs, KV / (i + o / 2)) requests run at once, and the token
+budget keeps n below budget (o - 1) / (i + o - 1); clients beyond that wait, and what is missing from the cycle is their wait.
 
 A benchmark whose clients all start at once adds the wait within that first wave for the share of requests in it.
 
-Lengths are taken as constant and clients as out of step with one another: loops of fixed lengths can lock in step, which
-moves time between TTFT and the inter-token time without changing their sum.
+Lengths are taken as constant. Loops of fixed lengths can lock in step, which moves time between TTFT and TPOT and hardly
+changes their sum; ``Client.bunching`` says how much.
 """
 
 from __future__ import annotations
@@ -157,28 +154,55 @@ class _State:
     cycle_steps: Array
 
 
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Times of steps at a given number of decoding requests, all (loops,).
+
+    Attributes:
+        chunks: Steps that a prompt is cut into.
+        base_s: What every step takes, whatever it computes.
+        prompt_s: What a prompt takes beside its tokens.
+    """
+
+    loops: Loops
+    step: StepTime
+    extra: Extra
+    decoding: Array
+    chunks: Array
+    base_s: Array
+    prompt_s: Array
+
+    def compute_s(self, tokens: Array) -> Array:
+        """The part of a step that depends on its tokens, beside what decodes read."""
+        ramp_s = -self.extra.ramp_s * np.expm1(-tokens / self.extra.ramp_tokens)
+        return np.asarray(np.maximum(self.step.floor_s, self.step.beta_s * tokens) + ramp_s, dtype=np.float64)
+
+    def decode_s(self) -> Array:
+        """A step without prompts."""
+        return self.base_s + self.compute_s(self.decoding)
+
+    def mean_s(self, starting: Array) -> Array:
+        """The mean step with that many prompts begun in each; prompts of one step share the floor and the ramp."""
+        busy = 1 - np.exp(-starting * self.chunks)
+        tokens = self.decoding + starting * self.loops.prompt_tokens / np.maximum(busy, 1e-9)
+        with_prompts_s = self.base_s + self.compute_s(tokens)
+        return np.asarray((1 - busy) * self.decode_s() + busy * with_prompts_s + starting * self.prompt_s, dtype=np.float64)
+
+    def added_s(self) -> Array:
+        """What a prompt adds to the steps that compute it."""
+        share = self.decoding + self.loops.prompt_tokens / self.chunks
+        return self.chunks * (self.compute_s(share) - self.compute_s(self.decoding)) + self.prompt_s
+
+
 def _state(loops: Loops, step: StepTime, limits: Limits, client: Client, decoding: Array, most: Array, extra: Extra) -> _State:
-    prompts, gaps, budget = loops.prompt_tokens, loops.output_tokens - 1, float(limits.max_num_batched_tokens)
+    prompts, gaps = loops.prompt_tokens, loops.output_tokens - 1
     ending, shared = decoding / gaps, 1 - 1 / most
     others = ending * shared
-    room = np.maximum(budget - decoding * shared, 1.0)
+    room = np.maximum(limits.max_num_batched_tokens - decoding * shared, 1.0)
     chunks = np.ceil(prompts / room)
-
     base_s = step.alpha_s + step.gamma_s * decoding * (prompts + loops.output_tokens / 2)
     reread_s = step.gamma_s * prompts * (chunks + 1) / 2
-
-    prompt_s = extra.prompt_s + reread_s
-
-    def compute_s(tokens: Array) -> Array:
-        return np.maximum(step.floor_s, step.beta_s * tokens) - extra.ramp_s * np.expm1(-tokens / extra.ramp_tokens)
-
-    idle_s = base_s + compute_s(decoding)
-
-    def mean_step_s(starting: Array) -> Array:
-        """With that many prompts begun a step; prompts of one step share the floor and the ramp."""
-        busy = 1 - np.exp(-starting * chunks)
-        prefill_s = compute_s(decoding + starting * prompts / np.maximum(busy, 1e-9))
-        return np.asarray((1 - busy) * idle_s + busy * (base_s + prefill_s) + starting * prompt_s, dtype=np.float64)
+    costs = _Costs(loops, step, extra, decoding, chunks, base_s, extra.prompt_s + reread_s)
 
     load = np.minimum(_BUSIEST, others * prompts / room)
     backlog = client.bunching * load / (2 * (1 - load)) * prompts / room
@@ -188,20 +212,18 @@ def _state(loops: Loops, step: StepTime, limits: Limits, client: Client, decodin
     # Clients evenly out of step meet only where their prompts cannot be kept apart. Whom a request does not meet on its way
     # to the first token it meets later.
     met = np.maximum(client.bunching * by_chance, by_chance - 0.5)
-    step_s = mean_step_s(ending)
-    tpot_s = mean_step_s(np.maximum(0.0, others + (by_chance - met) / gaps))
-    own_tokens = np.minimum(chunks * room, prompts * (1 + met * chunks / (start_steps + chunks)))
-    met_s = (
-        (chunks * (compute_s(decoding + prompts / chunks) - compute_s(decoding)) + prompt_s)
-        * met
-        * start_steps
-        / (start_steps + chunks)
+    step_s = costs.mean_s(ending)
+    tpot_s = costs.mean_s(np.maximum(0.0, others + (by_chance - met) / gaps))
+
+    waiting = start_steps / (start_steps + chunks)
+    own_tokens = np.minimum(chunks * room, prompts * (1 + met * (1 - waiting)))
+    own_s = (
+        chunks * (base_s + costs.compute_s(decoding + own_tokens / chunks)) + reread_s + extra.prompt_s * own_tokens / prompts
     )
-    own_s = chunks * (base_s + compute_s(decoding + own_tokens / chunks)) + reread_s + extra.prompt_s * own_tokens / prompts
     return _State(
         step_s=step_s,
         tpot_s=tpot_s,
-        ttft_s=client.overhead_s + start_steps * idle_s + met_s + own_s,
+        ttft_s=client.overhead_s + start_steps * costs.decode_s() + waiting * met * costs.added_s() + own_s,
         cycle_steps=gaps + chunks + start_steps + client.overhead_s / step_s,
     )
 

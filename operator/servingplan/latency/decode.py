@@ -82,6 +82,13 @@ def batch_limit(profile: EngineProfile, mix: TokenMix) -> float:
     return min(float(profile.max_num_seqs), max(1.0, profile.kv_tokens / taken))
 
 
+def _slots_there_are(profile: EngineProfile, mix: TokenMix) -> float:
+    """Requests that fit at one moment, with no allowance for what a full cache loses over time."""
+    if profile.kv_tokens is None:
+        return float(profile.max_num_seqs)
+    return min(float(profile.max_num_seqs), max(1.0, profile.kv_tokens / context_tokens(mix)))
+
+
 def decode_step_s(step: StepTime, batch: float, mix: TokenMix) -> float:
     """Time of a step that decodes `batch` requests and no prompt."""
     return step.alpha_s + max(step.floor_s, step.beta_s * batch) + step.gamma_s * batch * context_tokens(mix)
@@ -173,12 +180,11 @@ def _slots(profile: EngineProfile, step: StepTime, mix: TokenMix, rate_rps: floa
     limit = batch_limit(profile, mix)
     work_s = (step.beta_s + step.gamma_s) * mix.prompt_tokens
     busy = max(1e-6, 1 - rate_rps * work_s)
-    n = np.arange(1, max(1, int(limit)) + 1)
+    n = np.arange(1, int(_slots_there_are(profile, mix)) + 1)
     decode_s = step.alpha_s + np.maximum(step.floor_s, step.beta_s * n) + step.gamma_s * context_tokens(mix) * n
     departures_rps = n / (work_s + 1.5 * decode_s + max(0.0, mix.output_tokens - 1) * decode_s / busy)
-    last_rps = min(float(departures_rps[-1]), 1 / _slot_work_s(step, limit, mix))
-    if last_rps <= rate_rps:
-        return 1.0, math.inf
+    # While requests wait for slots, as many prompts are computed as requests leave.
+    last_rps = 1 / _slot_work_s(step, limit, mix)
     spread = _context_spread(mix) if limit < profile.max_num_seqs else 1.0
     # A prompt adds a request and holds back the departures of its time, its neighbours in a burst do so at once.
     burst = max(1.0, arrival_cv) ** 2

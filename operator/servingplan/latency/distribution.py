@@ -118,8 +118,8 @@ class Between:
 
 
 def mixed(low: float, high: float, share: float) -> float:
-    """A value a share of the way from low to high."""
-    return low + share * (high - low)
+    """A value a share of the way from low to high, which may be infinite."""
+    return low + share * (high - low) if share > 0 else low
 
 
 def _cell_below(masses: Floats, share: float) -> float:

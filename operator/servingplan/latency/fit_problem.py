@@ -136,6 +136,8 @@ class FitProblem:
         """Places of the parameters that are searched."""
         fixed = set() if self.floor else {"floor"}
         fixed |= set() if self.wave is None else {"wave"}
+        # Without closed loops nothing depends on how their clients behave.
+        fixed |= set() if self.closed_places else {"start", "wave", "bunching"}
         fixed |= set() if self.extra else {"prompt", "ramp", "ramp_tokens", "idle"}
         return np.array([place for place, name in enumerate(PARAMETERS) if name not in fixed])
 

@@ -80,13 +80,16 @@ def at_load(replica: Replica, mix: TokenMix, index: int) -> AtLoad:
     beside = (max(1.0, replica.arrival_cv) ** 2 - 1) / 2 * replica.mix.prompt_tokens
     held_back_s += beside * (replica.step.beta_s + replica.step.gamma_s) * (1 + stretch)
     slack_s = float(queue.steps_s[-1]) - step_s
+    # Steps are longer by the request itself for as long as it runs.
+    itself_s = decode_step_s(replica.step, state.batch + 1, replica.mix) - state.decode_s
+    gap_s = step_s + itself_s * (1 + stretch)
     gaps, weights = output_gaps(mix)
     # A step holds no more than its budget, so not all of them are.
     longer_s = first.masses @ np.minimum(slack_s * gaps, held_back_s[:, None]) * weights
     return AtLoad(
         ttft=first.delayed(state.slot_wait, state.slot_wait_s),
-        inter_token_s=step_s + float((longer_s / gaps).sum() / weights.sum()),
-        decode_s=max(0.0, mix.output_tokens - 1) * step_s + float(longer_s.sum()),
+        inter_token_s=gap_s + float((longer_s / gaps).sum() / weights.sum()),
+        decode_s=max(0.0, mix.output_tokens - 1) * gap_s + float(longer_s.sum()),
         stretch=stretch,
     )
 

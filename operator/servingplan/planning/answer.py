@@ -107,7 +107,7 @@ class Answer:
         j = next((j for j in columns if solution.replicas[j] > 0), columns[0])
         column, flow = asked.columns[j], self.flows.get(j, {})
         replicas, rate = int(solution.replicas[j]), sum(flow.values())
-        load = sum(rate_rps / column.stable[asked.classes[k][1].name] for k, rate_rps in flow.items())
+        load = sum(rate_rps / column.capacity[asked.classes[k][1].name] for k, rate_rps in flow.items())
         return Allocation(
             model=column.model.name,
             setup=column.setup.name,
@@ -115,8 +115,8 @@ class Answer:
             replicas=replicas,
             units=replicas * column.setup.units,
             rate_rps=rate,
-            capacity_rps=rate / load * column.utilization * replicas if load > 0 else 0.0,
-            utilization_limit=column.utilization if replicas > 0 else 0.0,
+            capacity_rps=rate / load * replicas if load > 0 else 0.0,
+            strictest=column.strictest if replicas > 0 else "",
             predicted=self._prediction(column, flow, replicas) if load > 0 and replicas > 0 else None,
             price=float(solution.column_price[j]) * load / rate if rate > 0 else 0.0,
         )
@@ -144,7 +144,7 @@ class Answer:
         quality: dict[str, float] = {}
         for p in np.where(self.pairs.classes == k)[0]:
             column = asked.columns[self.pairs.columns[p]]
-            price = float(solution.column_price[self.pairs.columns[p]]) / column.stable[entry.name] / entry.weight
+            price = float(solution.column_price[self.pairs.columns[p]]) / column.capacity[entry.name] / entry.weight
             congestion[column.model.name] = min(price, congestion.get(column.model.name, np.inf))
             quality[column.model.name] = column.model.quality[entry.name]
             if solution.share[p] > 0:

@@ -1,11 +1,13 @@
 """The planner's question as columns and rows: what a replica of every setup takes of every class, and where it may sit.
 
-A setup serves all its classes from one queue, so the class whose SLO allows it the least utilisation sets it for all. How far
-to load a setup is therefore a choice: a strict level that every class may use, or a higher one that only lax classes may. Each
-choice is a *column*; of one setup's columns a plan uses one.
+A setup serves all its classes from one queue, so the class that bears the least waiting there sets how far it may be loaded.
+How strict a setup is kept is therefore a choice: strict enough for every class, or only for those that bear more. Each choice
+is a *column*, named by the strictest class that it serves; of one setup's columns a plan uses one.
 
-Latency on a setup depends on the lengths of all requests there, and where they go is what is being decided. So a frame is made
-for assumed backgrounds, and ``planning.solve`` makes a new one from what the answer sends where.
+How long a request waits depends on what it shares the queue with: long prompts make others wait. In a queue with Poisson
+arrivals the mean wait stays below a bound exactly when a weighted sum of the classes' rates does (Pollaczek-Khinchine: both
+the load and its second moment are sums over the classes). So a replica's capacity is taken to be linear between its *pure*
+capacities: how much of each class alone keeps the strictest class's SLO. ``planning.settle`` corrects what that leaves.
 """
 
 from __future__ import annotations
@@ -21,23 +23,36 @@ from servingplan.planning.problem import ClassDemand, ModelOption, PlanDemand, P
 
 SetupKey = tuple[str, str, str]
 """Plan key, model, setup."""
-Backgrounds = Mapping[SetupKey, tuple[TokenMix, ...]]
-"""Mixes of requests that a setup may have to serve at once; a column keeps the SLOs under each."""
 
 _LEVELS = 4
 """Columns per setup at most; more levels than that are merged, always downwards."""
+_ALIKE = 1e-6
 _LAST_RESORT = 0.1
 """Fraction of its stable rate that a setup is credited with when it must serve although it keeps no SLO."""
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One setup of one model of one plan at one utilisation.
+class Seen:
+    """What an answer has shown of a setup.
 
     Attributes:
-        utilization: Fraction of the stable rate up to which a replica is loaded.
-        stable: Requests per second of each class that a replica could take before its queue grows without end, by class name;
-            only the classes that the column may serve.
+        mix: Requests that it was sent.
+        factor: What it takes of them within the SLOs, as a fraction of what the linear form says.
+    """
+
+    mix: TokenMix
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One setup of one model of one plan, as strict as one class needs it.
+
+    Attributes:
+        strictest: Name of that class; empty where the column serves nobody.
+        capacity: Requests per second of each class alone that one replica takes, by class name; only the classes that the
+            column may serve.
+        stable: The same without any SLO: before the queue grows without end.
         groups: Indices of the node groups on which a replica may sit.
         means: Latency as functions of the load, for plans whose SLO is a mean over all requests.
     """
@@ -45,7 +60,8 @@ class Column:
     plan: int
     model: ModelOption
     setup: SetupOption
-    utilization: float
+    strictest: str
+    capacity: dict[str, float]
     stable: dict[str, float]
     groups: tuple[int, ...]
     cost: float
@@ -95,12 +111,12 @@ class Frame:
         return (self.plans[column.plan].key, *column.key)
 
 
-def frame(problem: Problem, backgrounds: Backgrounds) -> Frame:
+def frame(problem: Problem, seen: Mapping[SetupKey, Seen]) -> Frame:
     """The frame of a problem whose plans may stand in any order.
 
     Args:
         problem: The question.
-        backgrounds: Mixes by setup; the plan's whole demand where a setup is not named.
+        seen: What answers have shown of some setups.
     """
     ordered = tuple(_canonical(plan) for plan in sorted(problem.plans, key=lambda plan: plan.key))
     relaxed = tuple(attainable(plan) for plan in ordered)
@@ -109,11 +125,10 @@ def frame(problem: Problem, backgrounds: Backgrounds) -> Frame:
     columns: list[Column] = []
     setups = []
     for index, plan in enumerate(plans):
-        whole = demand_mix(plan)
         for model in plan.models:
             for setup in model.setups:
-                mixes = backgrounds.get((plan.key, model.name, setup.name), (whole,) if whole else ())
-                found = _columns(problem, index, plan, model, setup, mixes, groups)
+                known = seen.get((plan.key, model.name, setup.name))
+                found = _columns(problem, index, plan, model, setup, known, groups)
                 setups.append(tuple(range(len(columns), len(columns) + len(found))))
                 columns += found
     made = tuple(columns)
@@ -128,17 +143,6 @@ def frame(problem: Problem, backgrounds: Backgrounds) -> Frame:
         columns=made,
         setups=tuple(setups),
     )
-
-
-def demand_mix(plan: PlanDemand) -> TokenMix | None:
-    """Lengths of all requests of a plan; None where nobody asks for anything."""
-    parts = [(entry.rate_rps, entry.mix) for entry in plan.classes if entry.rate_rps > 0]
-    return blend(parts) if parts else None
-
-
-def kept_utilization(entry: ClassDemand, setup: SetupOption, mixes: tuple[TokenMix, ...]) -> float:
-    """The utilisation up to which a setup keeps a class's SLO among any of some backgrounds."""
-    return min(utilization(setup.profile, entry.mix, entry.slo, mix, entry.arrival_cv) for mix in mixes)
 
 
 def _canonical(plan: PlanDemand) -> PlanDemand:
@@ -175,7 +179,7 @@ def _columns(
     plan: PlanDemand,
     model: ModelOption,
     setup: SetupOption,
-    mixes: tuple[TokenMix, ...],
+    known: Seen | None,
     groups: tuple[Group, ...],
 ) -> list[Column]:
     entries = [entry for entry in plan.classes if entry.rate_rps > 0]
@@ -186,32 +190,51 @@ def _columns(
         plan=index,
         model=model,
         setup=setup,
-        utilization=0.0,
-        stable={},
+        strictest="",
+        capacity={},
+        stable=stable,
         groups=tuple(g for g, group in enumerate(groups) if (index, setup.accelerator) in group.matched),
         cost=setup.units * supply.cost_per_hour,
     )
-    if plan.scope is Scope.PLAN and wanted:
-        means = mean_lines(setup.profile, wanted, mixes)
-        return [replace(base, utilization=means.utilization, stable={e.name: stable[e.name] for e in wanted}, means=means)]
-    kept = {entry.name: kept_utilization(entry, setup, mixes) for entry in wanted}
-    levels = _levels([value for value in kept.values() if value > 0])
-    key = (plan.key, model.name, setup.name)
-    if problem.standing is not None and levels:
-        given = problem.standing.utilizations.get(key)
-        if given:
-            levels = [given]
-        elif problem.overload:
-            # Nothing is known of who it was for: at the strictest level it may serve everyone.
-            levels = [min(levels)]
-    columns = [
-        replace(
-            base, utilization=level, stable={name: stable[name] for name, value in kept.items() if value >= level * (1 - 1e-6)}
-        )
-        for level in levels
-    ]
+    if not wanted:
+        return [base]
+    whole = blend([(entry.rate_rps, entry.mix) for entry in entries])
+    if plan.scope is Scope.PLAN:
+        means = mean_lines(setup.profile, wanted, known.mix if known else whole)
+        capacity = {entry.name: means.utilization * stable[entry.name] for entry in wanted}
+        return [replace(base, strictest=wanted[0].name, capacity=capacity, means=means)]
+    kept = {e.name: utilization(setup.profile, e.mix, e.slo, whole, e.arrival_cv) for e in wanted}
+    factor = known.factor if known else 1.0
+    columns = []
+    for name in _strictest(problem, (plan.key, model.name, setup.name), kept):
+        bounds = [entry for entry in wanted if kept[entry.name] >= kept[name] * (1 - _ALIKE)]
+        strictest = next(entry for entry in wanted if entry.name == name)
+        capacity = {e.name: factor * stable[e.name] * _pure(setup, e, strictest) for e in bounds}
+        capacity = {name: rate for name, rate in capacity.items() if rate > 0}
+        if capacity:
+            columns.append(replace(base, strictest=name, capacity=capacity))
     # A setup that keeps no SLO may still have replicas that have to run.
-    return [column for column in columns if column.stable] or [base]
+    return columns or [base]
+
+
+def _pure(setup: SetupOption, entry: ClassDemand, strictest: ClassDemand) -> float:
+    """Utilisation by requests of one class alone at which it keeps its own SLO, and a strict one among them would."""
+    own, others = (utilization(setup.profile, e.mix, e.slo, entry.mix, e.arrival_cv) for e in (entry, strictest))
+    return min(own, others)
+
+
+def _strictest(problem: Problem, key: SetupKey, kept: dict[str, float]) -> list[str]:
+    """The classes that set how strict a setup may be kept, laxest first; at most some, of each kind of strictness one."""
+    by_level = {level: name for name, level in sorted(kept.items(), reverse=True) if level > 0}
+    levels = _levels(list(by_level))
+    if problem.standing is not None and levels:
+        given = problem.standing.strictest.get(key)
+        if given and kept.get(given, 0.0) > 0:
+            return [given]
+        if problem.overload:
+            # Nothing is known of who it was for: at its strictest it may serve everyone.
+            levels = [min(levels)]
+    return [by_level[level] for level in levels]
 
 
 def _with_last_resort(
@@ -226,13 +249,12 @@ def _with_last_resort(
     for index, plan in enumerate(plans):
         for entry in plan.classes:
             mine = [s for s, column in enumerate(columns) if column.plan == index and stands(column)]
-            if entry.rate_rps <= 0 or any(entry.name in columns[s].stable for s in mine):
+            if entry.rate_rps <= 0 or any(entry.name in columns[s].capacity for s in mine):
                 continue
             for s in mine:
-                stable = stable_rate_rps(columns[s].setup.profile, entry.mix)
-                if stable > 0:
-                    level = found[s].utilization or _LAST_RESORT
-                    found[s] = replace(found[s], utilization=level, stable=found[s].stable | {entry.name: stable})
+                late = _LAST_RESORT * columns[s].stable[entry.name]
+                if late > 0:
+                    found[s] = replace(found[s], capacity=found[s].capacity | {entry.name: late})
     return tuple(found)
 
 

@@ -98,6 +98,9 @@ class Compiled:
         self._highs.changeColsCost(self._columns, self._every, cost)
         self._highs.setOptionValue("mip_rel_gap", gap)
         self._highs.setOptionValue("mip_max_nodes", 2**31 - 1 if nodes is None else nodes)
+        if self._whole.size:
+            # What the search before left behind, of other bounds, can end this one without an answer.
+            self._highs.clearSolver()
         if self._start is not None:
             self._highs.setSolution(self._start)
             self._start = None

@@ -2,8 +2,8 @@
 
 Within a model and an accelerator, a column is dominated by another one whose replicas are no larger (their size divides), which
 serves every class that the first one serves, and at least as much of each per unit: whatever the first carries, the second
-carries on the same units of the same nodes. That holds as long as a setup may run at several utilisations at once, so the
-answer stands only if no setup does (``planning.solve`` looks, and asks again without leaving anything out).
+carries on the same units of the same nodes. That holds as long as a setup may be kept strict for several classes at once, so
+the answer stands only if no setup is (``planning.solve`` looks, and asks again without leaving anything out).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def undominated(asked: Frame) -> Frame:
     for family in asked.setups:
         # A setup keeps a column, so that its minimum and its place in the answer do.
         kept = [asked.columns[j] for j in family if j not in closed] or [
-            replace(asked.columns[family[0]], stable={}, utilization=0.0)
+            replace(asked.columns[family[0]], capacity={}, strictest="")
         ]
         setups.append(tuple(range(len(columns), len(columns) + len(kept))))
         columns += kept
@@ -38,7 +38,7 @@ def _families(asked: Frame) -> list[list[int]]:
     found: dict[tuple[int, str, str], list[int]] = {}
     for j, column in enumerate(asked.columns):
         setup, plan = column.setup, asked.plans[column.plan]
-        if plan.scope is Scope.ROUTE and not plan.tolerate_nodes and setup.max_replicas is None and column.stable:
+        if plan.scope is Scope.ROUTE and not plan.tolerate_nodes and setup.max_replicas is None and column.capacity:
             found.setdefault((column.plan, column.model.name, setup.accelerator), []).append(j)
     return list(found.values())
 
@@ -51,11 +51,8 @@ def _dominated(asked: Frame, j: int, family: list[int]) -> bool:
 
 
 def _dominates(better: Column, worse: Column, *, earlier: bool) -> bool:
-    if worse.setup.units % better.setup.units or worse.stable.keys() - better.stable.keys():
+    if worse.setup.units % better.setup.units or worse.capacity.keys() - better.capacity.keys():
         return False
-    gains = [
-        better.utilization * better.stable[name] / better.setup.units - worse.utilization * stable / worse.setup.units
-        for name, stable in worse.stable.items()
-    ]
+    gains = [better.capacity[name] / better.setup.units - rate / worse.setup.units for name, rate in worse.capacity.items()]
     # Of two equals the earlier one stays.
-    return min(gains) >= -_EQUAL and (earlier or max(gains) > _EQUAL or len(better.stable) > len(worse.stable))
+    return min(gains) >= -_EQUAL and (earlier or max(gains) > _EQUAL or len(better.capacity) > len(worse.capacity))

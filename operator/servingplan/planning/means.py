@@ -44,31 +44,31 @@ class Means:
     lines: dict[str, tuple[tuple[float, float], ...]]
 
 
-def mean_lines(profile: EngineProfile, entries: Sequence[ClassDemand], mixes: Sequence[TokenMix]) -> Means:
-    """The lines of a setup for the classes that it may serve among some backgrounds."""
-    raised = 1.0 + margin(profile, mixes[0], float(_GRID[0]))
+def mean_lines(profile: EngineProfile, entries: Sequence[ClassDemand], mix: TokenMix) -> Means:
+    """The lines of a setup for the classes that it may serve among a background."""
+    raised = 1.0 + margin(profile, mix, float(_GRID[0]))
     own: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
     for entry in entries:
         idle = _seconds(profile, entry.mix, _IDLE * stable_rate_rps(profile, entry.mix))
         for metric in METRICS:
             own[metric][entry.name] = raised * idle[metric]
     curves = {metric: np.zeros(len(_GRID)) for metric in METRICS}
-    for mix in mixes:
-        stable = stable_rate_rps(profile, mix)
-        idle = _seconds(profile, mix, _IDLE * stable)
-        cv = max(entry.arrival_cv for entry in entries)
-        for at, load in enumerate(_GRID):
-            if load <= 0:
-                continue
-            loaded = _seconds(profile, mix, float(load) * stable, cv)
-            more = 1.0 + margin(profile, mix, float(load), cv)
-            for metric in METRICS:
-                waiting = float(load) * stable * (more * loaded[metric] - raised * idle[metric])
-                curves[metric][at] = max(curves[metric][at], waiting)
+    stable = stable_rate_rps(profile, mix)
+    idle = _seconds(profile, mix, _IDLE * stable)
+    cv = max(entry.arrival_cv for entry in entries)
+    for at, load in enumerate(_GRID):
+        if load <= 0:
+            continue
+        loaded = _seconds(profile, mix, float(load) * stable, cv)
+        more = 1.0 + margin(profile, mix, float(load), cv)
+        for metric in METRICS:
+            curves[metric][at] = float(load) * stable * (more * loaded[metric] - raised * idle[metric])
+    # Where slots run out the form ends early: no load is planned that it has no finite latency for.
+    known = np.logical_and.accumulate(np.isfinite(np.sum(list(curves.values()), axis=0)))
     return Means(
-        utilization=float(_GRID[-1]),
+        utilization=float(_GRID[known][-1]),
         own_s=own,
-        lines={metric: chords(_GRID, np.maximum(0.0, curve)) for metric, curve in curves.items()},
+        lines={metric: chords(_GRID[known], np.maximum(0.0, curve[known])) for metric, curve in curves.items()},
     )
 
 

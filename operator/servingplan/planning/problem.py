@@ -118,12 +118,12 @@ class Standing:
 
     Attributes:
         replicas: By (plan key, model, setup); what is not named has none.
-        utilizations: By the same key, the utilisation that a plan has set for the setup (``Allocation.utilization_limit``).
-            It fixes which classes a setup may serve; where it is lacking, the planner chooses that too.
+        strictest: By the same key, the class that a plan has kept the setup strict for (``Allocation.strictest``). It fixes
+            which classes a setup may serve; where it is lacking, the planner chooses that too.
     """
 
     replicas: dict[tuple[str, str, str], int]
-    utilizations: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    strictest: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Allocation:
     Attributes:
         rate_rps: Requests per second that the plan sends to all its replicas.
         capacity_rps: Requests per second that all its replicas can take within the SLO, for the mix it is sent.
-        utilization_limit: Fraction of the stable rate to which the SLOs of the classes that it serves allow to load it.
+        strictest: The class whose SLO says how far it may be loaded; classes that need it less loaded do not come here.
         predicted: Latency at the planned rate; None where nothing is sent.
         price: Congestion price: quality that one more request per second of the mix it is sent costs the other requests.
     """
@@ -191,7 +191,7 @@ class Allocation:
     units: int
     rate_rps: float
     capacity_rps: float
-    utilization_limit: float = 0.0
+    strictest: str = ""
     predicted: Prediction | None = None
     price: float = 0.0
 

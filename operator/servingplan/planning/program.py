@@ -33,7 +33,7 @@ class Solution:
         refused: (classes,) fraction of each class.
         refused_after_loss: (classes,) the worst fraction over the nodes that may be lost.
         unmet: (setups,) replicas of the minimum that do not fit.
-        column_price: (columns,) quality that one more unit of utilisation of one replica would add.
+        column_price: (columns,) quality that one more replica's worth of load would add.
         class_value: (classes,) quality that one more request per second would add.
         quality: Weighted requests per second times score.
         bound: Proven upper bound on it.
@@ -60,7 +60,7 @@ class Program:
     Args:
         problem: How exactly, and how long.
         pairs: What is asked.
-        exclusive: Setups that may run at one utilisation only; the others are free to, which is a relaxation.
+        exclusive: Setups that may use one column only; the others are free to use several, which is a relaxation.
     """
 
     def __init__(self, problem: Problem, pairs: Pairs, exclusive: frozenset[int]) -> None:
@@ -221,7 +221,7 @@ class SharingProgram:
         else:
             replicas = cp.Constant(self._standing)
         self._overload = cp.Variable(1, bounds=[0, None])
-        slack = cp.multiply(self._standing * np.array([c.utilization for c in asked.columns]), self._overload[0])
+        slack = cp.multiply(self._standing, self._overload[0])
         self._routing = Routing(pairs, replicas, slack=slack if problem.overload else None)
         self._alternatives = bool(alternatives)
         self._rows = [*rows, *self._routing.rows]

@@ -1,8 +1,8 @@
 """The routing part of the program: which share of a class goes to which column, within what the replicas can take.
 
     sum_j x[k,j] + d[k] = 1                                     every request is served or refused
-    sum_k rate_k x[k,j] / stable[k,j] <= utilisation_j n[j]     no replica is loaded beyond what its classes' SLOs allow
-    w[j] >= slope v[j] + intercept n[j]                         chords of the waiting, v the left side of the row above
+    sum_k rate_k x[k,j] / capacity[k,j] <= n[j]                 no replica is loaded beyond what its classes' SLOs allow
+    w[j] >= slope v[j] + intercept n[j]                         chords of the waiting, v the utilisation
     sum_j (sum_k own rate_k x[k,j] + w[j]) <= T sum_k rate_k (1 - d[k])     mean over all requests of a plan
 
 Written once for the plan itself, once more for every node that may be lost, and for replicas that are given.
@@ -32,7 +32,7 @@ class Pairs:
     Attributes:
         classes: (pairs,) index of the class.
         columns: (pairs,) index of the column.
-        load: (pairs,) utilisation that the whole class would cause on one replica.
+        load: (pairs,) replicas that the whole class would fill.
         value: (pairs,) weighted quality per second of the whole class.
         rate: (classes,) requests per second.
         weight: (classes,).
@@ -50,10 +50,15 @@ class Pairs:
     def of(cls, asked: Frame) -> Pairs:
         """All pairs of a frame."""
         found = [
-            (k, j, entry.rate_rps / column.stable[entry.name], entry.weight * entry.rate_rps * column.model.quality[entry.name])
+            (
+                k,
+                j,
+                entry.rate_rps / column.capacity[entry.name],
+                entry.weight * entry.rate_rps * column.model.quality[entry.name],
+            )
             for k, (plan, entry) in enumerate(asked.classes)
             for j, column in enumerate(asked.columns)
-            if column.plan == plan and entry.name in column.stable
+            if column.plan == plan and entry.name in column.capacity
         ]
         k, j, load, value = (np.array(values) for values in zip(*found, strict=True)) if found else (np.zeros(0),) * 4
         return cls(
@@ -82,7 +87,7 @@ class Routing:
         pairs: What is open.
         replicas: (columns,) affine expression.
         only_plan: Index of the plan whose classes have to be served; the others ask for nothing. None for all.
-        slack: (columns,) utilisation that may be exceeded, where that is allowed.
+        slack: (columns,) replicas' worth of load that may be exceeded, where that is allowed.
     """
 
     def __init__(
@@ -94,8 +99,6 @@ class Routing:
         self._wanted = wanted
         self.share = cp.Variable(len(pairs.classes), bounds=[0, None])
         self.refused = cp.Variable(len(pairs.rate), bounds=[0, None])
-        limit = np.array([column.utilization for column in asked.columns])
-        room = cp.multiply(limit, replicas)
         self.variables: list[cp.Variable] = [self.share, self.refused]
         self.rows: list[cp.Constraint] = []
         load: cp.Expression = pairs.by_column(pairs.load) @ self.share
@@ -106,7 +109,7 @@ class Routing:
             self.rows.append(named == load)
             load = named
         self.served_row = pairs.by_class() @ self.share + self.refused == wanted
-        self.load_row = load <= (room if slack is None else room + slack)
+        self.load_row = load <= (replicas if slack is None else replicas + slack)
         self.rows += [self.served_row, self.load_row]
         self.mean_rows: list[tuple[int, str, cp.Constraint]] = []
         for index, plan in enumerate(asked.plans):
@@ -126,7 +129,13 @@ class Routing:
             if bound is None:
                 continue
             waiting = cp.Variable(len(mine), bounds=[0, None])
-            lines = [(at, j, a, b) for at, j in enumerate(mine) for a, b in _lines(asked.columns[j], metric)]
+            lines = [
+                # The load is in replicas; the chords are of the utilisation.
+                (at, j, a * means.utilization, b)
+                for at, j in enumerate(mine)
+                if (means := asked.columns[j].means) is not None
+                for a, b in means.lines[metric]
+            ]
             at, j, slope, intercept = (np.array(values) for values in zip(*lines, strict=True))
             columns = len(asked.columns)
             self.rows.append(
@@ -177,11 +186,6 @@ class Routing:
         total = np.bincount(self._pairs.classes, weights=share, minlength=len(refused)) + refused
         total = np.where(total > 0, total, 1.0)
         return share / total[self._pairs.classes] if len(share) else share, refused / total
-
-
-def _lines(column: Column, metric: str) -> tuple[tuple[float, float], ...]:
-    assert column.means is not None
-    return column.means.lines[metric]
 
 
 def _own(column: Column, metric: str, name: str) -> float:

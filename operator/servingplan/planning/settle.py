@@ -1,35 +1,48 @@
-"""Whether an answer keeps its SLOs among the requests that really meet on a setup, and how far to load it so that it does."""
+"""Whether an answer keeps its SLOs among the requests that really meet on a setup, and what the setup takes of them if not."""
 
 from __future__ import annotations
 
-from servingplan.latency.capacity import latency, margin
+from servingplan.latency.capacity import latency, margin, utilization
 from servingplan.planning.answer import Answer
-from servingplan.planning.columns import SetupKey, kept_utilization
+from servingplan.planning.columns import Seen, SetupKey
 from servingplan.planning.means import METRICS
 from servingplan.planning.problem import Scope
 
 _LATE = 2e-3
-"""A load above the level by less than this fraction is the iteration's own accuracy."""
+"""A load above what is kept by less than this fraction is the iteration's own accuracy."""
+_LEAST = 0.05
+"""A class that has to leave must not drag a setup to nothing."""
 
 
-def kept_levels(found: Answer) -> dict[SetupKey, float] | None:
-    """Utilisation by setup at which the classes that it is sent keep their SLOs together; None where all do already."""
+def seen(found: Answer, before: dict[SetupKey, Seen]) -> dict[SetupKey, Seen] | None:
+    """What is known of the setups once an answer has broken an SLO; None if it keeps them all.
+
+    Capacities are only ever lowered: what a mix of classes takes beyond the linear form is left as a reserve, so that a looser
+    SLO or another accelerator cannot make a plan worse.
+
+    Args:
+        found: The answer.
+        before: What was known when it was asked for.
+    """
     asked, blends = found.pairs.asked, found.blends()
-    levels: dict[SetupKey, float] = {}
-    late = False
+    shown = dict(before)
     for j, flow in found.flows.items():
         column = asked.columns[j]
         key = asked.setup_key(column)
         if asked.plans[column.plan].scope is Scope.PLAN:
             continue
-        entries = [asked.classes[k][1] for k in flow]
-        kept = min(kept_utilization(entry, column.setup, (blends[key],)) for entry in entries)
-        load = sum(rate / column.stable[asked.classes[k][1].name] for k, rate in flow.items()) / found.solution.replicas[j]
-        late = late or load > kept * (1 + _LATE)
-        # A class that has to leave must not drag the level to nothing.
-        levels[key] = max(kept, 0.05 * column.utilization)
-    late = late or any(_mean_late(found, index) for index, plan in enumerate(asked.plans) if plan.scope is Scope.PLAN)
-    return levels if late else None
+        entries = [(asked.classes[k][1], rate / found.solution.replicas[j]) for k, rate in flow.items()]
+        kept = min(utilization(column.setup.profile, e.mix, e.slo, blends[key], e.arrival_cv) for e, _ in entries)
+        load = sum(rate / column.stable[entry.name] for entry, rate in entries)
+        if load > kept * (1 + _LATE):
+            filled = sum(rate / column.capacity[entry.name] for entry, rate in entries)
+            factor = before[key].factor if key in before else 1.0
+            shown[key] = Seen(blends[key], max(_LEAST, factor * min(1.0, filled * kept / load)))
+    for index, plan in enumerate(asked.plans):
+        if plan.scope is Scope.PLAN and _mean_late(found, index):
+            mine = {asked.setup_key(asked.columns[j]) for j in found.flows if asked.columns[j].plan == index}
+            shown |= {key: Seen(blends[key]) for key in mine}
+    return None if shown == before else shown
 
 
 def _mean_late(found: Answer, index: int) -> bool:

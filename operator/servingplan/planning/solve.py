@@ -1,10 +1,10 @@
 """Allocation and routing in one mixed-integer linear program.
 
-Variables: x[k, j], the share of class k on column j (a setup at a utilisation); n[j, g], replicas of it on the nodes of group
-g; d[k], what of class k is refused; o[s], minimum replicas that do not fit.
+Variables: x[k, j], the share of class k on column j (a setup, as strict as a class needs it); n[j, g], replicas of it on the
+nodes of group g; d[k], what of class k is refused; o[s], minimum replicas that do not fit.
 
     sum_j x[k,j] + d[k] = 1                                          every request is served or refused
-    sum_k rate_k x[k,j] / stable[k,j] <= utilisation_j n[j]          the SLOs of the classes that j serves
+    sum_k rate_k x[k,j] / capacity[k,j] <= n[j]                      the SLOs of the classes that j serves
     sum_s floor(units_s / a) n[s,g] <= sum_node floor(free_node / a) for every replica size a in a group of nodes
     units per accelerator <= limit,  cost <= budget,  min_s - o[s] <= n[s] <= max_s
 
@@ -16,9 +16,9 @@ Lexicographic: least unmet minimum and refused weight (of the plan, then after a
 class whose SLO no setup keeps at any load is planned for the least relaxed SLO that one does, and the plan says that it is
 infeasible.
 
-What a setup takes within an SLO depends on the lengths of all its requests. So the program is solved for an assumed mix; the
-shares are then settled for the mixes that they send (``planning.settle``), and where that costs more than the gap that was
-asked for, the program is solved again for those mixes.
+What a setup takes within an SLO depends on the lengths of all its requests. That is linear in the rates as far as waiting is
+that of a queue with Poisson arrivals (``planning.columns``); where an answer shows it to be less, the capacity is lowered and
+the shares are settled anew (``planning.settle``), and if that costs more than the gap, the program is solved again.
 
 With replicas given the same rows share out what stands. Then the largest overload of any setup may be made least instead of
 refusing anything, since a replica that is late beats an error while others start.
@@ -28,23 +28,21 @@ RouterWise (arXiv 2604.10907) is the source of the joint problem; replicas, perc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from servingplan.latency.profile import TokenMix
 from servingplan.planning.answer import Answer
-from servingplan.planning.columns import Backgrounds, Frame, SetupKey, frame
+from servingplan.planning.columns import Seen, SetupKey, frame
 from servingplan.planning.dominance import undominated
 from servingplan.planning.problem import Plan, Problem, Standing
 from servingplan.planning.program import Program, SharingProgram, Solution
 from servingplan.planning.routing import Pairs
-from servingplan.planning.settle import kept_levels
+from servingplan.planning.settle import seen
 
 _ROUNDS = 3
 _SETTLING = 8
-_ROUGH_GAP = 5e-3
 _EQUAL = 1e-6
 
 
@@ -71,32 +69,26 @@ def _standing(problem: Problem) -> tuple[Answer, dict[tuple[int, str], int]]:
     """The shares of what stands, for the mixes that they send."""
     found = _share(problem, {})
     if not problem.overload:
-        found = _settled(problem, found)
+        found, _ = _settled(problem, found, {})
     return replace(found, given=True), {}
 
 
 def _allocated(problem: Problem) -> tuple[Answer, dict[tuple[int, str], int]]:
-    """The replicas and the shares, for the mixes that they send.
+    """The replicas and the shares, with what each setup takes of the requests that it is really sent.
 
-    The first mixes are a guess, so the first search need not be exact where they matter. The bound is that of the last search:
-    no plan is better by more than the gap for the latencies that this plan's own mixes give.
+    The bound is that of the last search: no plan is better by more than the gap, for the capacities that it was made with.
     """
     best, short, seconds = None, {}, 0.0
-    backgrounds: dict[SetupKey, tuple[TokenMix, ...]] = {}
-    alike = len({entry.mix for plan in problem.plans for entry in plan.classes}) == 1
-    for left in range(_ROUNDS, 0, -1):
-        rough = left == _ROUNDS and not alike
-        asked = frame(problem, backgrounds)
-        given = replace(problem, relative_gap=max(problem.relative_gap, _ROUGH_GAP)) if rough else problem
-        found, lacking = _allocate(given, asked)
-        seconds += found.solution.seconds
-        settled = _settled(problem, found)
+    known: dict[SetupKey, Seen] = {}
+    for _ in range(_ROUNDS):
+        found, lacking = _allocate(problem, known)
+        settled, known = _settled(problem, found, known)
+        seconds += settled.solution.seconds
         if best is None or _rank(settled) > _rank(best):
             best, short = settled, lacking
         upper = found.solution.bound
-        if not rough and (settled is found or upper - best.solution.quality <= problem.relative_gap * upper):
+        if settled is found or upper - best.solution.quality <= problem.relative_gap * upper:
             break
-        backgrounds |= {key: (mix,) for key, mix in best.blends().items()}
     assert best is not None, "there is at least one round"
     return Answer(best.pairs, replace(best.solution, bound=max(upper, best.solution.quality), seconds=seconds)), short
 
@@ -110,13 +102,14 @@ def _refused_weight(found: Answer) -> float:
     return float((found.pairs.weight * found.pairs.rate) @ found.solution.refused)
 
 
-def _allocate(problem: Problem, asked: Frame) -> tuple[Answer, dict[tuple[int, str], int]]:
-    """The best replicas for the frame as it is.
+def _allocate(problem: Problem, known: dict[SetupKey, Seen]) -> tuple[Answer, dict[tuple[int, str], int]]:
+    """The best replicas for what is known of the setups.
 
-    A setup runs at one utilisation, for it has one queue. That makes the search long and is seldom what binds. So it is left
-    out first; where an answer breaks it, the setups that do are held to it; and at last all are, with nothing left out. Each
-    answer that keeps it stands if it is as near to the bound as was asked.
+    A setup is kept strict for one class, for it has one queue. That makes the search long and is seldom what binds. So it is
+    left out first; where an answer breaks it, the setups that do are held to it; and at last all are, with nothing left out.
+    Each answer that keeps it stands if it is as near to the bound as was asked.
     """
+    asked = frame(problem, known)
     every = frozenset(range(len(asked.setups)))
     torn: frozenset[int] = frozenset()
     upper, least = np.inf, 0.0
@@ -131,7 +124,7 @@ def _allocate(problem: Problem, asked: Frame) -> tuple[Answer, dict[tuple[int, s
             upper, least = min(upper, found.solution.bound), _refused_weight(found)
         torn |= {s for s, columns in enumerate(pairs.asked.setups) if _in_use(found, columns) > 1}
         if torn and not whole:
-            found = _shared_again(problem, found, _levels(found, torn), asked_for=found)
+            found = _shared_again(problem, found, _strict(found, torn), known, asked_for=found)
         found = Answer(found.pairs, replace(found.solution, bound=max(upper, found.solution.quality)))
         near = upper - found.solution.quality <= problem.relative_gap * abs(upper)
         if not torn or (near and _refused_weight(found) <= least + _EQUAL * max(1.0, least)):
@@ -144,56 +137,45 @@ def _in_use(found: Answer, columns: tuple[int, ...]) -> int:
     return int(np.count_nonzero(found.solution.replicas[list(columns)]))
 
 
-def _levels(found: Answer, torn: frozenset[int]) -> dict[SetupKey, float]:
-    """The utilisation of every setup that has one."""
+def _strict(found: Answer, torn: frozenset[int] = frozenset()) -> dict[SetupKey, str]:
+    """The class that every setup in use is kept strict for, of those with one column in use."""
     asked = found.pairs.asked
     return {
-        asked.setup_key(asked.columns[j]): asked.columns[j].utilization
+        asked.setup_key(asked.columns[j]): asked.columns[j].strictest
         for s, columns in enumerate(asked.setups)
         for j in columns
-        if s not in torn and found.solution.replicas[j] > 0
+        if s not in torn and found.solution.replicas[j] > 0 and asked.columns[j].strictest
     }
 
 
-def _share(problem: Problem, backgrounds: Backgrounds) -> Answer:
-    pairs = Pairs.of(frame(problem, backgrounds))
+def _share(problem: Problem, known: dict[SetupKey, Seen]) -> Answer:
+    pairs = Pairs.of(frame(problem, known))
     if not pairs.asked.columns or not len(pairs.rate):
         return Answer(pairs, _nothing(pairs))
     return Answer(pairs, SharingProgram(problem, pairs).solve())
 
 
-def _settled(problem: Problem, found: Answer) -> Answer:
-    """The answer with shares that keep the SLOs among the requests that really meet on each setup, for the replicas it has."""
-    first, strictest = found, dict[SetupKey, float]()
-    for left in range(_SETTLING, 0, -1):
-        levels = kept_levels(found)
-        if levels is None:
+def _settled(problem: Problem, found: Answer, known: dict[SetupKey, Seen]) -> tuple[Answer, dict[SetupKey, Seen]]:
+    """The answer with shares that keep the SLOs among the requests that really meet, and what it took to know them."""
+    first = found
+    for _ in range(_SETTLING):
+        shown = seen(found, known)
+        if shown is None:
             break
-        if left < _SETTLING // 2:
-            # Two answers that send each other away would go on for ever: from here on levels only fall.
-            strictest = {key: min(level, strictest.get(key, level)) for key, level in levels.items()} | {
-                key: level for key, level in strictest.items() if key not in levels
-            }
-            levels = strictest
-        found = _shared_again(problem, found, levels, asked_for=first, backgrounds=found.blends())
-    return found
+        known = shown
+        found = _shared_again(problem, found, _strict(found), known, asked_for=first)
+    return found, known
 
 
 def _shared_again(
-    problem: Problem,
-    found: Answer,
-    levels: dict[SetupKey, float],
-    *,
-    asked_for: Answer,
-    backgrounds: Mapping[SetupKey, TokenMix] | None = None,
+    problem: Problem, found: Answer, strict: dict[SetupKey, str], known: dict[SetupKey, Seen], *, asked_for: Answer
 ) -> Answer:
-    """Shares for the replicas of an answer at other levels, with the proof of the answer that chose the replicas."""
+    """Shares for the replicas of an answer by what is known now, with the proof of the answer that chose the replicas."""
     asked = found.pairs.asked
     replicas = dict.fromkeys((asked.setup_key(column) for column in asked.columns), 0)
     for column, count in zip(asked.columns, found.solution.replicas, strict=True):
         replicas[asked.setup_key(column)] += int(count)
-    given = replace(problem, standing=Standing(replicas, levels), overload=False)
-    again = _share(given, {key: (mix,) for key, mix in (backgrounds or {}).items()})
+    again = _share(replace(problem, standing=Standing(replicas, strict), overload=False), known)
     proof, solution = asked_for.solution, again.solution
     return Answer(
         again.pairs,

@@ -24,7 +24,7 @@ class Supply:
 
     Args:
         asked: What is asked.
-        exclusive: Setups that run at one utilisation; the others may be given replicas at several.
+        exclusive: Setups that are kept strict for one class; the others may have replicas for several.
         extra: Whether further accelerators may be had, beyond limits and budgets: the question what would do.
 
     Attributes:
@@ -92,7 +92,7 @@ class Supply:
                     self._named.append((column.plan, "maxReplicas", "/".join(column.key), row, float(at)))
 
     def _add_levels(self, most: Vector, exclusive: frozenset[int], *, extra: bool) -> None:
-        """One utilisation per setup: its replicas share one queue."""
+        """One column per setup: its replicas share one queue."""
         alternatives = [columns for s, columns in enumerate(self._asked.setups) if s in exclusive and len(columns) > 1]
         if not alternatives:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import aiohttp
 
@@ -21,8 +22,8 @@ def lost(endpoint: Endpoint, error: Exception) -> ProfilingError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
         return ProfilingError(f"cannot speak TLS with {shown} ({error}): is it http, or a certificate nobody here knows?")
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        why = getattr(error, "os_error", None) or f"no answer within {CONNECT_S:g} s"
-        why = getattr(why, "strerror", None) or why
+        number = getattr(getattr(error, "os_error", None), "errno", None)
+        why = os.strerror(number).lower() if number and number > 0 else str(error) or f"no answer within {CONNECT_S:g} s"
         return ProfilingError(f"cannot reach {shown} ({why}): is --endpoint right, and the server up?")
     if isinstance(error, TimeoutError):
         return ProfilingError(
