@@ -52,11 +52,11 @@ class Size:
 SIZES = (
     Size("P1, 10 x 6 x 64, 20 classes", Scope.PLAN, 1e-6, 10, 64, 20, 1.0),
     Size("P2, 10 x 6 x 64, 20 classes", Scope.ROUTE, 1e-3, 10, 64, 20, 1.0),
-    Size("P2, the same, four length mixes", Scope.ROUTE, 1e-3, 10, 64, 20, 1.0, share=0.4, shapes=4),
-    Size("P1, 100 x 6 x 4096, 20 classes", Scope.PLAN, 5e-3, 100, 4096, 20, 10.0, share=0.2),
-    Size("P2, 100 x 6 x 4096, 20 classes", Scope.ROUTE, 5e-3, 100, 4096, 20, 10.0, share=0.2),
+    Size("P2, the same, four length mixes", Scope.ROUTE, 1e-3, 10, 64, 20, 1.0, share=0.3, shapes=4),
+    Size("P1, 100 x 6 x 4096, 20 classes", Scope.PLAN, 5e-3, 100, 4096, 20, 10.0, share=0.1),
+    Size("P2, 100 x 6 x 4096, 20 classes", Scope.ROUTE, 5e-3, 100, 4096, 20, 10.0, share=0.1),
     Size("fixed replicas, 64 accelerators", Scope.ROUTE, 1e-3, 10, 64, 20, 0.05, standing=True),
-    Size("fixed replicas, 4096 accelerators", Scope.ROUTE, 1e-3, 100, 4096, 20, 0.3, share=0.2, standing=True),
+    Size("fixed replicas, 4096 accelerators", Scope.ROUTE, 1e-3, 100, 4096, 20, 0.3, share=0.1, standing=True),
 )
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"{'':36}{'seeds':>6}{'warm p50':>10}{'p95':>8}{'max':>8}{'cold p95':>10}{'target':>8}{'worst gap':>11}{'proved':>8}")
     found = {}
     for size in SIZES:
-        rows = np.array([timed(size, seed) for seed in range(max(3, int(seeds * size.share)))])
+        rows = np.array([timed(size, seed) for seed in range(max(3, round(seeds * size.share)))])
         found[size] = rows
         cold, warm, gaps, proved = rows.T
         print(

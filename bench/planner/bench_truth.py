@@ -205,15 +205,14 @@ def without_margin(profile: EngineProfile, entry: ClassDemand, background: Token
 
 def report(promises: list[Promise], infeasible: int) -> None:
     late = [each for each in promises if each.kept_s > each.slo_s]
-    plans = {each.problem for each in promises}
+    plans = len({each.problem for each in promises})
     error = np.array([each.predicted_s / each.kept_s - 1 for each in promises])
-    print(
-        f"{PROBLEMS} plans, {infeasible} of them said to be infeasible; {len(promises)} promises of {len(plans)} plans simulated"
-    )
+    print(f"{PROBLEMS} plans, {infeasible} of them said to be infeasible; {len(promises)} promises of {plans} plans simulated")
     print(f"broken: {len(late)} promises of {len({each.problem for each in late})} plans")
     for each in late:
         print(
-            f"  problem {each.problem}: {each.kept_s:.3f} s for {each.slo_s} s at {each.utilization:.0%}, predicted {each.predicted_s:.3f} s"
+            f"  problem {each.problem}: {each.kept_s:.3f} s for {each.slo_s} s at {each.utilization:.0%}, "
+            f"predicted {each.predicted_s:.3f} s"
         )
     low, middle, high = np.percentile(error, [5, 50, 95])
     print(f"predicted p95 against simulated: median {middle:+.1%}, 5th to 95th percentile {low:+.1%} to {high:+.1%}")
@@ -221,7 +220,8 @@ def report(promises: list[Promise], infeasible: int) -> None:
     print(f"simulated p95 over the SLO: median {np.median(used):.2f}, highest {used.max():.2f}")
     free = np.array([each.free for each in promises])
     print(
-        f"honesty: without the margin a replica would take {np.median(free) - 1:+.1%} (median), {free.max() - 1:+.1%} at most, more requests"
+        f"honesty: without the margin a replica would take {np.median(free) - 1:+.1%} requests (median), "
+        f"{free.max() - 1:+.1%} at most"
     )
 
 
@@ -257,7 +257,7 @@ def draw(promises: list[Promise], path: Path) -> None:
         axis.grid(alpha=0.25, which="both")
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"{len({each.problem for each in promises})} plans with real prompt and output lengths, {REQUESTS:,} simulated requests a replica"
+        f"{len({each.problem for each in promises})} plans with real lengths, {REQUESTS:,} simulated requests a replica"
     )
     figure.savefig(path, dpi=130)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from servingplan.latency.capacity import Latency, latency, stable_rate_rps, utilization
+from servingplan.latency.capacity import Latency, attains, latency, stable_rate_rps
 from servingplan.latency.profile import Slo
 from servingplan.planning.problem import ClassDemand, PlanDemand, Scope, SetupOption
 
@@ -100,7 +100,7 @@ def _fitting(setups: list[SetupOption], entry: ClassDemand) -> list[SetupOption]
 
 def _kept(entry: ClassDemand, setups: list[SetupOption], factor: float) -> bool:
     slo = scaled(entry.slo, factor)
-    return any(utilization(setup.profile, entry.mix, slo, None, entry.arrival_cv) > 0 for setup in setups)
+    return any(attains(setup.profile, entry.mix, slo) for setup in setups)
 
 
 def _no_way(plan: PlanDemand, entry: ClassDemand, usable: list[SetupOption]) -> str:

@@ -20,6 +20,9 @@ Terms = Sequence[tuple[cp.Variable, Vector]]
 """A linear form: coefficients by variable."""
 
 
+_LEAST_S = 0.5
+
+
 class SolverFailed(Exception):  # noqa: N818 - it is an outcome that the loop above answers by holding what is
     """HiGHS ended without a solution; the message says how."""
 
@@ -45,7 +48,7 @@ class Compiled:
     Args:
         rows: Affine constraints; equalities and inequalities of cvxpy.
         variables: All variables of the rows and of later objectives.
-        time_limit_s: Of every solve.
+        time_limit_s: Of all solves together; each may take half a second.
     """
 
     def __init__(self, rows: Sequence[cp.Constraint], variables: Sequence[cp.Variable], time_limit_s: float) -> None:
@@ -69,9 +72,10 @@ class Compiled:
             kinds[self._whole] = highspy.HighsVarType.kInteger
             lp.integrality_ = list(kinds)
         self._highs = highspy.Highs()  # type: ignore[no-untyped-call]
-        for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 1), ("time_limit", time_limit_s)):
+        for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 1), ("mip_allow_restart", False)):
             self._highs.setOptionValue(option, value)
         self._highs.passModel(model)
+        self._time_limit_s = time_limit_s
         self._every = np.arange(self._columns, dtype=np.int32)
         self._found = np.zeros(self._columns)
         self._start: highspy.HighsSolution | None = None
@@ -104,6 +108,7 @@ class Compiled:
         if self._start is not None:
             self._highs.setSolution(self._start)
             self._start = None
+        self._highs.setOptionValue("time_limit", max(_LEAST_S, self._time_limit_s - self.seconds))
         self._highs.run()
         status, info = self._highs.getModelStatus(), self._highs.getInfo()
         if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:

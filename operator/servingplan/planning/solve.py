@@ -81,7 +81,7 @@ def _allocated(problem: Problem) -> tuple[Answer, dict[tuple[int, str], int]]:
     best, short, seconds = None, {}, 0.0
     known: dict[SetupKey, Seen] = {}
     for _ in range(_ROUNDS):
-        found, lacking = _allocate(problem, known)
+        found, lacking = _allocate(_left(problem, seconds), known)
         settled, known = _settled(problem, found, known)
         seconds += settled.solution.seconds
         if best is None or _rank(settled) > _rank(best):
@@ -91,6 +91,11 @@ def _allocated(problem: Problem) -> tuple[Answer, dict[tuple[int, str], int]]:
             break
     assert best is not None, "there is at least one round"
     return Answer(best.pairs, replace(best.solution, bound=max(upper, best.solution.quality), seconds=seconds)), short
+
+
+def _left(problem: Problem, seconds: float) -> Problem:
+    """The problem with the time that is left for it."""
+    return replace(problem, time_limit_s=max(0.0, problem.time_limit_s - seconds))
 
 
 def _rank(found: Answer) -> tuple[float, float]:
@@ -112,20 +117,21 @@ def _allocate(problem: Problem, known: dict[SetupKey, Seen]) -> tuple[Answer, di
     asked = frame(problem, known)
     every = frozenset(range(len(asked.setups)))
     torn: frozenset[int] = frozenset()
-    upper, least = np.inf, 0.0
+    upper, least, seconds = np.inf, 0.0, 0.0
     for attempt in ("relaxed", "held", "whole"):
         whole = attempt == "whole"
         pairs = Pairs.of(asked if whole else undominated(asked))
         if not asked.columns or not len(pairs.rate):
             return Answer(pairs, _nothing(pairs)), {}
-        program = Program(problem, pairs, every if whole else torn)
+        program = Program(_left(problem, seconds), pairs, every if whole else torn)
         found = Answer(pairs, program.solve())
+        seconds += found.solution.seconds
         if attempt != "held":
             upper, least = min(upper, found.solution.bound), _refused_weight(found)
         torn |= {s for s, columns in enumerate(pairs.asked.setups) if _in_use(found, columns) > 1}
         if torn and not whole:
             found = _shared_again(problem, found, _strict(found, torn), known, asked_for=found)
-        found = Answer(found.pairs, replace(found.solution, bound=max(upper, found.solution.quality)))
+        found = Answer(found.pairs, replace(found.solution, bound=max(upper, found.solution.quality), seconds=seconds))
         near = upper - found.solution.quality <= problem.relative_gap * abs(upper)
         if not torn or (near and _refused_weight(found) <= least + _EQUAL * max(1.0, least)):
             break

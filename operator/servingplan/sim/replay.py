@@ -96,7 +96,6 @@ def replay(workload: Workload, replica: Replica, *, tick_s: float = 1.0, compile
     e = _load(workload, replica, compiled=compiled)
     limits = Limits(replica.max_num_seqs, replica.max_num_batched_tokens, int(replica.prefix_caching))
     cost = StepCost(*map(float, replica.cost))  # one signature to compile, however the caller wrote its zeros
-    cost = StepCost(*map(float, replica.cost))  # one signature to compile, however the caller wrote its zeros
     clock_s = np.zeros(1) if compiled else [0.0]
     run: Any = _run_compiled if compiled else engine.run
     parts = []
