@@ -235,7 +235,7 @@ def draw(promises: list[Promise], path: Path) -> None:
     edge = np.array([0.3, 3.0])
     left.plot(edge, edge, color="#222222", lw=1)
     left.fill_between(edge, edge, 10, color="#d1495b", alpha=0.08, lw=0)
-    left.text(0.34, 2.6, "promise broken", color="#d1495b")
+    left.text(0.38, 2.6, "promise broken", color="#d1495b")
     left.set(
         xscale="log",
         yscale="log",
@@ -245,6 +245,7 @@ def draw(promises: list[Promise], path: Path) -> None:
         ylabel="p95 TTFT simulated, s",
     )
     left.set_xticks(TARGETS_S, [f"{value:g}" for value in TARGETS_S])
+    left.set_xticks([], minor=True)
     figure.colorbar(dots, ax=left, label="utilisation")
     predicted = [each.predicted_s for each in promises]
     right.scatter(used, predicted, c=shade, cmap="viridis", s=28, alpha=0.85)

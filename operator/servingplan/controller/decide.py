@@ -72,9 +72,7 @@ def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
     if not active:
         return {}
     free = {plan.key: _free_units(plan, active, world) for plan in active}
-    demands = tuple(
-        plan_demand(plan.key, _spec(plan), plan.profiles, free[plan.key], _running(world, plan)) for plan in active
-    )
+    demands = tuple(plan_demand(plan.key, _spec(plan), plan.profiles, free[plan.key], _running(world, plan)) for plan in active)
     planned = solver(Problem(demands))
     targets = {(plan.key, a.model, a.setup): a.replicas for plan in active for a in planned.of(plan.key).allocations}
     ready = _ready(world, active)

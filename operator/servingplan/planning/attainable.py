@@ -6,9 +6,10 @@ A number that is too small must not turn into an outage.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from servingplan.latency.capacity import Latency, attains, latency, stable_rate_rps
-from servingplan.latency.profile import Slo
+from servingplan.latency.profile import EngineProfile, Slo, TokenMix
 from servingplan.planning.problem import ClassDemand, PlanDemand, Scope, SetupOption
 
 _FACTORS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0)
@@ -86,8 +87,13 @@ def _relaxed_mean(plan: PlanDemand) -> Attainable:
 _LABELS = {"ttft": "TTFT", "inter_token": "inter-token latency", "e2e": "e2e"}
 
 
+@lru_cache(maxsize=65536)
+def _idle_latency(profile: EngineProfile, mix: TokenMix) -> Latency:
+    return latency(profile, mix, _IDLE * stable_rate_rps(profile, mix))
+
+
 def _idle(setup: SetupOption, entry: ClassDemand) -> Latency:
-    return latency(setup.profile, entry.mix, _IDLE * stable_rate_rps(setup.profile, entry.mix))
+    return _idle_latency(setup.profile, entry.mix)
 
 
 def _usable(plan: PlanDemand, entry: ClassDemand) -> list[SetupOption]:

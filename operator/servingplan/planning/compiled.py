@@ -8,6 +8,7 @@ search may end early for other reasons than its proof.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,28 +58,27 @@ class Compiled:
         idle = sum(cp.sum(0 * variable) for variable in variables if variable.size)
         data = cp.Problem(cp.Minimize(idle), self._rows).get_problem_data(cp.HIGHS)[0]
         self._offset: dict[int, int] = data["param_prob"].var_id_to_col
-        matrix, self._columns = data["A"].tocsc(), data["A"].shape[1]
-        model = highspy.HighsModel()
-        lp = model.lp_
-        lp.num_col_, lp.num_row_ = matrix.shape[1], matrix.shape[0]
-        lp.col_cost_ = np.zeros(self._columns)
-        lp.col_lower_, lp.col_upper_ = _bounds(data, self._columns)
-        lp.row_lower_, lp.row_upper_ = _sides(data)
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-        self._whole = np.array(sorted({*data["int_vars_idx"], *data["bool_vars_idx"]}), dtype=np.int32)
-        if self._whole.size:
-            kinds = np.full(self._columns, highspy.HighsVarType.kContinuous, dtype=object)
-            kinds[self._whole] = highspy.HighsVarType.kInteger
-            lp.integrality_ = list(kinds)
+        self._whole_at_first = np.array(sorted({*data["int_vars_idx"], *data["bool_vars_idx"]}), dtype=np.int32)
+        self._model = _model(data, self._whole_at_first)
+        self._columns = self._model.lp_.num_col_
+        self._every = np.arange(self._columns, dtype=np.int32)
+        self._time_limit_s = time_limit_s
+        self._load()
+
+    def _load(self) -> None:
+        self._whole = self._whole_at_first
+        self._found = np.zeros(self._columns)
+        self._start: highspy.HighsSolution | None = None
         self._highs = highspy.Highs()  # type: ignore[no-untyped-call]
         for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 1), ("mip_allow_restart", False)):
             self._highs.setOptionValue(option, value)
-        self._highs.passModel(model)
-        self._time_limit_s = time_limit_s
-        self._every = np.arange(self._columns, dtype=np.int32)
-        self._found = np.zeros(self._columns)
-        self._start: highspy.HighsSolution | None = None
+        self._highs.passModel(self._model)
+
+    def anew(self) -> Compiled:
+        """The same rows as they were stated, without what was added, bounded or found since."""
+        again = copy(self)
+        again._load()
+        return again
 
     @property
     def seconds(self) -> float:
@@ -180,6 +180,23 @@ class Compiled:
             kinds = np.full(len(self._whole), kind.value, dtype=np.uint8)
             self._highs.changeColsIntegrality(len(self._whole), self._whole, kinds)
             self._whole = np.zeros(0, dtype=np.int32)
+
+
+def _model(data: dict[str, Any], whole: Vector) -> highspy.HighsModel:
+    matrix = data["A"].tocsc()
+    model = highspy.HighsModel()
+    lp = model.lp_
+    lp.num_col_, lp.num_row_ = matrix.shape[1], matrix.shape[0]
+    lp.col_cost_ = np.zeros(matrix.shape[1])
+    lp.col_lower_, lp.col_upper_ = _bounds(data, matrix.shape[1])
+    lp.row_lower_, lp.row_upper_ = _sides(data)
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
+    if whole.size:
+        kinds = np.full(matrix.shape[1], highspy.HighsVarType.kContinuous, dtype=object)
+        kinds[whole] = highspy.HighsVarType.kInteger
+        lp.integrality_ = list(kinds)
+    return model
 
 
 def _bounds(data: dict[str, Any], columns: int) -> tuple[Vector, Vector]:

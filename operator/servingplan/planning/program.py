@@ -72,9 +72,9 @@ class Program:
             Routing(pairs, self._supply.replicas - lost, only_plan=plan) for plan, lost in self._supply.losses()
         )
         blocks = (self._routing, *self._after_loss)
-        self._rows = [*self._supply.rows, *(row for block in blocks for row in block.rows)]
-        self._variables = [*self._supply.variables, *(variable for block in blocks for variable in block.variables)]
-        self._compiled = Compiled(self._rows, self._variables, problem.time_limit_s)
+        rows = [*self._supply.rows, *(row for block in blocks for row in block.rows)]
+        variables = [*self._supply.variables, *(variable for block in blocks for variable in block.variables)]
+        self._compiled = Compiled(rows, variables, problem.time_limit_s)
 
     def solve(self) -> Solution:
         """Least refused, then most quality, then least cost and churn; each with what came before it held."""
@@ -94,7 +94,7 @@ class Program:
 
     def _fixed(self) -> tuple[Compiled, float]:
         """The best shares for the replicas that were found, anew: a search takes 0.999999 for a whole replica."""
-        fixed = Compiled(self._rows, self._variables, self._problem.time_limit_s)
+        fixed = self._compiled.anew()
         fixed.fix_whole(like=self._compiled)
         for terms in (
             [*self._routing.refused_weight(), *self._supply.unmet_weight(self._pairs)],
@@ -146,7 +146,7 @@ class Program:
 
     def _bindings(self, *, refusing: bool) -> dict[int, tuple[Binding, ...]]:
         """Rows with a price in the linear relaxation of the level that matters."""
-        relaxed = Compiled(self._rows, self._variables, self._problem.time_limit_s)
+        relaxed = self._compiled.anew()
         relaxed.relax()
         # Bounds that say what fits on the nodes would take the price from the rows that say it by name.
         relaxed.bound_above(self._supply.placed, np.inf)
@@ -224,9 +224,8 @@ class SharingProgram:
         slack = cp.multiply(self._standing, self._overload[0])
         self._routing = Routing(pairs, replicas, slack=slack if problem.overload else None)
         self._alternatives = bool(alternatives)
-        self._rows = [*rows, *self._routing.rows]
-        self._variables = [self._overload, *self._routing.variables, *([self._chosen] if alternatives else [])]
-        self._compiled = Compiled(self._rows, self._variables, problem.time_limit_s)
+        variables = [self._overload, *self._routing.variables, *([self._chosen] if alternatives else [])]
+        self._compiled = Compiled([*rows, *self._routing.rows], variables, problem.time_limit_s)
 
     def solve(self) -> Solution:
         """Least refused or least overload, then most quality."""
@@ -240,7 +239,7 @@ class SharingProgram:
         compiled.at_most(least, found.value + _PIN * max(1.0, abs(found.value)))
         best = compiled.minimise(_negative(routing.quality()), gap=self._problem.relative_gap)
         if self._alternatives:
-            compiled = Compiled(self._rows, self._variables, self._problem.time_limit_s)
+            compiled = compiled.anew()
             compiled.fix_whole(like=self._compiled)
             if self._problem.overload:
                 compiled.bound_above(routing.refused, np.where(routing.reachable(self._standing), 0.0, 1.0))
