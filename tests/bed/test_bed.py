@@ -247,7 +247,8 @@ def test_a_job_completes_after_its_init_container(bed: Cluster, namespace: str) 
 
 
 def test_a_failing_liveness_probe_restarts_the_container(bed: Cluster, namespace: str) -> None:
-    probe = {"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 1}
+    # A server that is not up yet cannot say that it was terminated.
+    probe = {"exec": {"command": ["false"]}, "initialDelaySeconds": 3, "periodSeconds": 1, "failureThreshold": 1}
     bed.apply(pod("sick", server(livenessProbe=probe)), namespace=namespace)
     wait_until(lambda: bed.get("pod", "sick", "-n", namespace)["status"]["containerStatuses"][0]["restartCount"], 20)
     assert "terminated" in bed.kubectl("logs", "-n", namespace, "sick", "--previous").stdout
