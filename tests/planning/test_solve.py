@@ -351,3 +351,13 @@ def test_classes_with_other_lengths_keep_their_slo_among_each_other():
     kept = min(utilization(SMALL.profile, entry.mix, entry.slo, each) for entry in (short, long))
     stable = [stable_rate_rps(SMALL.profile, entry.mix) for entry in (short, long)]
     assert (12.0 / stable[0] + 4.0 / stable[1]) / allocation.replicas <= kept * 1.003
+
+
+@pytest.mark.parametrize("factor", [1 - 1e-6, 1 - 1e-9, 1.0, 1 + 1e-9, 1 + 1e-6])
+def test_a_load_at_the_very_capacity_has_an_answer(factor):
+    models = (ModelOption("small", {"chat": 0.5}, (SMALL, CHEAP)),)
+    full = 2 * capacity_rps(SMALL.profile, MIX, SLO) + 3 * capacity_rps(CHEAP.profile, MIX, SLO)
+    # Two of the one and three of the other are all that the budget buys.
+    decision = answer(loaded(factor * full, models=models, budget_per_hour=11.0))
+    assert decision.routes[0].shed == pytest.approx(0.0, abs=2e-6)
+    assert decision.cost_per_hour <= 11.0

@@ -87,7 +87,8 @@ def _allocated(problem: Problem) -> tuple[Answer, dict[tuple[int, str], int]]:
         if best is None or _rank(settled) > _rank(best):
             best, short = settled, lacking
         upper = found.solution.bound
-        if settled is found or upper - best.solution.quality <= problem.relative_gap * upper:
+        near = upper - best.solution.quality <= problem.relative_gap * upper
+        if settled is found or (near and _no_more_refused(best, _refused_weight(found))):
             break
     assert best is not None, "there is at least one round"
     return Answer(best.pairs, replace(best.solution, bound=max(upper, best.solution.quality), seconds=seconds)), short
@@ -101,6 +102,10 @@ def _left(problem: Problem, seconds: float) -> Problem:
 def _rank(found: Answer) -> tuple[float, float]:
     """Less refused, then more quality."""
     return -round(_refused_weight(found), 6), found.solution.quality
+
+
+def _no_more_refused(found: Answer, least: float) -> bool:
+    return _refused_weight(found) <= least + _EQUAL * max(1.0, least)
 
 
 def _refused_weight(found: Answer) -> float:
@@ -133,7 +138,7 @@ def _allocate(problem: Problem, known: dict[SetupKey, Seen]) -> tuple[Answer, di
             found = _shared_again(problem, found, _strict(found, torn), known, asked_for=found)
         found = Answer(found.pairs, replace(found.solution, bound=max(upper, found.solution.quality), seconds=seconds))
         near = upper - found.solution.quality <= problem.relative_gap * abs(upper)
-        if not torn or (near and _refused_weight(found) <= least + _EQUAL * max(1.0, least)):
+        if not torn or (near and _no_more_refused(found, least)):
             break
     lacking = found.solution.refused_after_loss.sum() > 0 or found.solution.unmet.sum() > 0.5
     return found, program.shortages() if lacking else {}
