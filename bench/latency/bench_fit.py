@@ -30,6 +30,7 @@ from servingplan.latency.closedloop import Limits, Loops, predict
 from servingplan.latency.fit import ClosedLoop, Fit, RequestLog, fit
 from servingplan.latency.fit_log import logged_work
 from servingplan.latency.fit_pool import pooled_prior
+from servingplan.latency.fit_problem import Prior
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -208,14 +209,14 @@ def fit_alone(family: Family, parts: Sequence[Half], guess: Guess) -> dict[Split
     return found
 
 
-def _fit(points: Sequence[ClosedLoop], limits: Limits, **further: object) -> Fit:
+def _fit(points: Sequence[ClosedLoop], limits: Limits, prior: Prior | None = None) -> Fit:
     return fit(
         points,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         kv_tokens=limits.kv_tokens,
         extra=True,
-        **further,  # type: ignore[arg-type]
+        prior=prior,
     )
 
 
@@ -266,7 +267,9 @@ def _absolute(scored: Sequence[Scored]) -> np.ndarray:
 def summary(scored: Sequence[Scored]) -> tuple[float, float, float, float]:
     """Per cent: TTFT median and p90 (edge left out), TPOT median and p90."""
     ttft, tpot = _absolute([one for one in scored if not one.edge])[:, 0], _absolute(scored)[:, 1]
-    return tuple(100 * float(np.quantile(values, q)) for values in (ttft, tpot) for q in (0.5, 0.9))  # type: ignore[return-value]
+    ttft_median, ttft_p90 = (100 * float(value) for value in np.quantile(ttft, (0.5, 0.9)))
+    tpot_median, tpot_p90 = (100 * float(value) for value in np.quantile(tpot, (0.5, 0.9)))
+    return ttft_median, ttft_p90, tpot_median, tpot_p90
 
 
 def report(runs: Sequence[Sequence[Scored]]) -> None:

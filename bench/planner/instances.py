@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from servingplan.latency.profile import Bound, EngineProfile, Slo, StepTime, TokenMix
@@ -73,18 +71,6 @@ def fleet(
         for name, cost in (("fast", 4.0), ("slow", 1.8))
     )
     return PlanDemand(f"bench/{seed}", tuple(options), tuple(demand), kinds, scope=scope)
-
-
-def standing(plan: PlanDemand, replicas: dict[tuple[str, str, str], int]) -> PlanDemand:
-    """The plan with replicas that already run."""
-    models = tuple(
-        replace(
-            m,
-            setups=tuple(replace(s, current_replicas=replicas.get((plan.key, m.name, s.name), 0)) for s in m.setups),
-        )
-        for m in plan.models
-    )
-    return replace(plan, models=models)
 
 
 def problem(plan: PlanDemand, gap: float, time_limit_s: float = 60.0) -> Problem:

@@ -109,7 +109,7 @@ def simulator(*flags: str) -> Iterator[str]:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            time.sleep(0.05)
+            time.sleep(0.05)  # the port answers, or the process ends: neither can be waited for
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from servingplan.api import v1alpha1
+from servingplan.api import plan_status, v1alpha1
 from servingplan.api.document import PlainDumper
 
 SINGULAR = "modelservingplan"
@@ -39,13 +39,13 @@ def _summary(key: str) -> str:
 PRINTER_COLUMNS = [
     _column("Ready", _condition("Ready", "status"), "Whether what the plan decided is in place."),
     _column("Reason", _condition("Ready", "reason"), "Why it is ready, or is not."),
-    _column("Quality", _summary(v1alpha1.SUMMARY_QUALITY), "Mean quality of the answers, weighted by class."),
-    _column("SLO", _summary(v1alpha1.SUMMARY_SLO), "The latency that requests may expect."),
-    _column("GPUs", _summary(v1alpha1.SUMMARY_GPUS), "Accelerator units in use."),
+    _column("Quality", _summary(plan_status.SUMMARY_QUALITY), "Mean quality of the answers, weighted by class."),
+    _column("SLO", _summary(plan_status.SUMMARY_SLO), "The latency that requests may expect."),
+    _column("GPUs", _summary(plan_status.SUMMARY_GPUS), "Accelerator units in use."),
     _column("Age", ".metadata.creationTimestamp", "Time since the plan was made.", kind="date"),
     _column("SLO met", _condition("SLOMet", "status"), "Whether the measured latency keeps the SLO.", wide=True),
-    _column("Accelerators", _summary(v1alpha1.SUMMARY_ACCELERATORS), "Units in use by accelerator.", wide=True),
-    _column("Cost/h", _summary(v1alpha1.SUMMARY_COST_PER_HOUR), "Cost of the units in use for an hour.", wide=True),
+    _column("Accelerators", _summary(plan_status.SUMMARY_ACCELERATORS), "Units in use by accelerator.", wide=True),
+    _column("Cost/h", _summary(plan_status.SUMMARY_COST_PER_HOUR), "Cost of the units in use for an hour.", wide=True),
     _column("Mode", ".spec.mode", "Auto, or Paused.", wide=True),
     _column("Address", ".status.router.address", "Where clients reach the plan inside the cluster.", wide=True),
     _column("Message", _condition("Ready", "message"), "What is the matter, in a sentence.", wide=True),

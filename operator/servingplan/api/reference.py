@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from servingplan.api import crd, fields, v1alpha1
+from servingplan.api import crd, fields, plan_status, v1alpha1
+from servingplan.api.objects import Object
 
 MINIMAL_EXAMPLE = """\
 apiVersion: servingplan.io/v1alpha1
@@ -193,7 +194,7 @@ def _section(name: str, definitions: dict[str, Any]) -> str:
     ]
     table = [["field", "type", "default", "must be", "meaning"], ["---"] * 5, *rows]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-    rules = [f"- {rule.message}" for rule in getattr(v1alpha1, name).RULES]
+    rules = [f"- {rule.message}" for rule in _model(name).RULES]
     parts = [f"## {name}", definition["description"], "\n".join(lines), *(["Rules:", "\n".join(rules)] if rules else [])]
     return "\n\n".join(parts) + "\n"
 
@@ -238,3 +239,8 @@ def _bounds(node: dict[str, Any]) -> str:
             words.append(f"at most {node['maxLength']} characters")
     words += [rule["message"].removeprefix("must ").removeprefix("be ") for rule in node.get("x-kubernetes-validations", ())]
     return ", ".join(words)
+
+
+def _model(name: str) -> type[Object]:
+    found: type[Object] = getattr(v1alpha1, name, None) or getattr(plan_status, name)
+    return found

@@ -1,4 +1,4 @@
-"""The ModelServingPlan as users write it and as the operator reports on it.
+"""The ModelServingPlan as users write it; what the operator reports on it stands in ``plan_status``.
 
 These models are the one source of the CRD, of the field reference in ``docs/plan.md`` and of the operator's own parsing.
 A field's description is what ``kubectl explain`` shows. A rule that one object can break is stated where the API server can
@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field
 
 from servingplan.api import fields
 from servingplan.api.fields import (
@@ -33,6 +32,8 @@ from servingplan.api.fields import (
     ResourceName,
     Rule,
 )
+from servingplan.api.objects import Object
+from servingplan.api.plan_status import ModelServingPlanStatus
 
 GROUP = "servingplan.io"
 VERSION = "v1alpha1"
@@ -45,13 +46,6 @@ AUTO = "auto"
 
 PLAN_NAME_LENGTH = 40
 """Children's names begin with the plan's name, and a Service's name ends at 63 characters."""
-
-SUMMARY_QUALITY = "quality"
-SUMMARY_SLO = "slo"
-SUMMARY_GPUS = "gpus"
-SUMMARY_ACCELERATORS = "accelerators"
-SUMMARY_COST_PER_HOUR = "costPerHour"
-"""Keys of ``status.summary``, the short texts behind the columns of ``kubectl get``."""
 
 LABEL_KEY_LENGTH = 253 + 1 + 63
 HEADER_LENGTH = 128
@@ -110,21 +104,7 @@ _CEL_RESERVED_HEADERS = json.dumps(RESERVED_HEADERS)
 _CEL_ARGS_OF_OPERATOR = json.dumps(ARGS_OF_OPERATOR)
 
 
-class _Object(BaseModel):
-    """Camel case on the wire, snake case in Python, frozen, no unknown field, no conversion, and the rules of its kind."""
-
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, extra="forbid", frozen=True, strict=True)
-
-    RULES: ClassVar[tuple[Rule, ...]] = ()
-
-    @model_validator(mode="after")
-    def _rules_hold(self) -> Self:
-        for rule in self.RULES:
-            rule.check(self)
-        return self
-
-
-class LatencyTarget(_Object):
+class LatencyTarget(Object):
     """A bound on one latency, for a percentile or for the mean of the requests."""
 
     RULES = (
@@ -145,7 +125,7 @@ class LatencyTarget(_Object):
     statistic: Literal["Mean"] | None = Field(default=None, description="Mean: the bound holds for the mean.")
 
 
-class ServiceLevelObjective(_Object):
+class ServiceLevelObjective(Object):
     """The latency that a request may expect; every bound that is given holds on every route in use."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
@@ -191,13 +171,13 @@ class PlanObjective(ServiceLevelObjective):
     )
 
 
-class Budget(_Object):
+class Budget(Object):
     """What the plan may spend."""
 
     cost_per_hour: NonNegative = Field(description="Upper bound on the summed costPerHour of the accelerators in use.")
 
 
-class Accelerator(_Object):
+class Accelerator(Object):
     """A kind of GPU and where it is found."""
 
     RULES = (
@@ -225,7 +205,7 @@ class Accelerator(_Object):
     cost_per_hour: NonNegative = Field(default=Decimal(0), description="Cost of one unit for an hour.")
 
 
-class Coefficients(_Object):
+class Coefficients(Object):
     """Step time of the engine: alphaMs + max(floorMs, betaMs * computed tokens) + gammaMs * KV tokens read."""
 
     alpha_ms: Positive = Field(description="Milliseconds that every step takes.")
@@ -236,7 +216,7 @@ class Coefficients(_Object):
     )
 
 
-class MeasuredPoint(_Object):
+class MeasuredPoint(Object):
     """One closed-loop measurement of a replica."""
 
     concurrency: int = Field(ge=1, le=100_000, description="Requests in flight.")
@@ -246,7 +226,7 @@ class MeasuredPoint(_Object):
     tpot_ms: Positive = Field(description="Mean time between output tokens in milliseconds.")
 
 
-class Profile(_Object):
+class Profile(Object):
     """How fast one replica is: fitted coefficients, or measured points."""
 
     RULES = (
@@ -289,20 +269,20 @@ class Profile(_Object):
     )
 
 
-class ConfigMapKeySelector(_Object):
+class ConfigMapKeySelector(Object):
     """A key of a ConfigMap in the plan's namespace."""
 
     name: str = Field(min_length=1, max_length=253, description="Name of the ConfigMap.")
     key: str = Field(min_length=1, max_length=253, description="Key whose value is the profile as YAML.")
 
 
-class ProfileSource(_Object):
+class ProfileSource(Object):
     """Where a profile is kept."""
 
     config_map_key_ref: ConfigMapKeySelector = Field(description="A ConfigMap key in the plan's namespace.")
 
 
-class Setup(_Object):
+class Setup(Object):
     """One way to deploy a model: an accelerator kind, how many units of it, engine flags, and how fast that is."""
 
     RULES = (
@@ -347,7 +327,7 @@ class Setup(_Object):
     profile_from: ProfileSource | None = Field(default=None, description="Where the profile is kept instead.")
 
 
-class Quality(_Object):
+class Quality(Object):
     """How good a model's answers are, on one scale for all models of the plan."""
 
     default: Fraction = Field(description="Score between 0 and 1 for every class that is not named.")
@@ -358,7 +338,7 @@ class Quality(_Object):
         return self.classes.get(request_class, self.default)
 
 
-class Model(_Object):
+class Model(Object):
     """A model that the plan may serve."""
 
     RULES = (
@@ -388,7 +368,7 @@ class Model(_Object):
     )
 
 
-class TokenLengths(_Object):
+class TokenLengths(Object):
     """A distribution of token counts by its first two moments."""
 
     mean: Positive = Field(description="Mean number of tokens.")
@@ -400,14 +380,14 @@ DEFAULT_OUTPUT_TOKENS = TokenLengths(mean=Decimal(128))
 """Lengths of a class that gives none; not defaults of the schema, so that a rule can tell what was given."""
 
 
-class RequestLengths(_Object):
+class RequestLengths(Object):
     """The lengths of one request."""
 
     prompt_tokens: int = Field(ge=1, le=10_000_000, description="Prompt tokens of the request.")
     output_tokens: int = Field(ge=1, le=10_000_000, description="Output tokens of the request.")
 
 
-class ClassMatch(_Object):
+class ClassMatch(Object):
     """Which requests belong to a class."""
 
     RULES = (
@@ -435,7 +415,7 @@ class ClassMatch(_Object):
     )
 
 
-class RequestClass(_Object):
+class RequestClass(Object):
     """A kind of request: how to tell it, how much of it there is, and what it may expect."""
 
     RULES = (
@@ -481,7 +461,7 @@ class RequestClass(_Object):
     slo: ServiceLevelObjective | None = Field(default=None, description="Latency of this class instead of spec.slo.")
 
 
-class RouterService(_Object):
+class RouterService(Object):
     """The Service in front of the router."""
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(default="ClusterIP", description="Service type.")
@@ -491,7 +471,7 @@ class RouterService(_Object):
     )
 
 
-class Router(_Object):
+class Router(Object):
     """The Envoy that clients talk to."""
 
     policy: Literal["Weights"] = Field(
@@ -557,7 +537,7 @@ def _unsatisfied_classes(spec: ModelServingPlanSpec) -> list[str]:
     return found
 
 
-class ModelServingPlanSpec(_Object):
+class ModelServingPlanSpec(Object):
     """What is wanted: the models, how each may be deployed, the requests, and the latency they may expect."""
 
     RULES = (
@@ -653,95 +633,7 @@ class ModelServingPlanSpec(_Object):
     router: Router = Field(default_factory=Router, description="The router in front of the models.")
 
 
-class Condition(_Object):
-    """A condition as Kubernetes writes them."""
-
-    type: str = Field(description="Type of the condition.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
-    observed_generation: int | None = Field(default=None, description="Generation of the spec it speaks of.")
-    last_transition_time: str = Field(description="When the status last changed.", json_schema_extra={"format": "date-time"})
-    reason: str = Field(description="One word for programs.")
-    message: str = Field(default="", description="One sentence for people.")
-
-
-class LatencySummary(_Object):
-    """Latencies in seconds."""
-
-    ttft_mean: str | None = Field(default=None, description="Mean time to first token in seconds.")
-    ttft_p95: str | None = Field(default=None, description="95th percentile of the time to first token in seconds.")
-    inter_token_mean: str | None = Field(default=None, description="Mean inter-token latency in seconds.")
-
-
-class AllocationStatus(_Object):
-    """What one setup of one model has."""
-
-    model: str = Field(description="Model.")
-    setup: str = Field(description="Setup.")
-    accelerator: str = Field(description="Accelerator kind.")
-    deployment: str = Field(description="Name of the Deployment.")
-    replicas: int = Field(description="Replicas that the plan wants.")
-    ready: int = Field(description="Replicas that are ready.")
-    units: int = Field(description="Accelerator units that the wanted replicas take.")
-    rate: str = Field(description="Requests per second that the plan sends here.")
-    utilization: str = Field(description="Planned load as a fraction of the capacity at the SLO.")
-    predicted: LatencySummary | None = Field(default=None, description="Latency predicted at the planned load.")
-    observed: LatencySummary | None = Field(default=None, description="Latency measured over the last minutes.")
-
-
-class RouteStatus(_Object):
-    """Where one class goes."""
-
-    request_class: str = Field(alias="class", description="Request class.")
-    weights: dict[str, str] = Field(default_factory=dict, description="Share of the class by model; with shed it sums to 1.")
-    shed: str = Field(default="0", description="Share of the class that is refused with 429.")
-
-
-class ObjectiveStatus(_Object):
-    """What the plan achieves."""
-
-    quality: str = Field(description="Mean quality of the answers, weighted by class.")
-    cost_per_hour: str = Field(description="Cost of the accelerators in use.")
-    bound: str | None = Field(default=None, description="Proven upper bound on the quality.")
-    gap: str | None = Field(default=None, description="Relative distance between the bound and the plan.")
-
-
-class Decision(_Object):
-    """One decision of the past."""
-
-    time: str = Field(description="When it was taken.", json_schema_extra={"format": "date-time"})
-    generation: int = Field(description="Generation of the spec it followed.")
-    reason: str = Field(description="Why it was taken.")
-    replicas: dict[str, int] = Field(default_factory=dict, description="Replicas by model/setup.")
-
-
-class RouterStatus(_Object):
-    """What the router serves."""
-
-    address: str = Field(description="Address inside the cluster.")
-    ready: int = Field(description="Router pods that are ready.")
-    generation: int | None = Field(default=None, description="Generation of the plan in the table that every pod serves.")
-    table: str | None = Field(default=None, description="Hash of the routing table that every pod serves.")
-
-
-class ModelServingPlanStatus(_Object):
-    """What is."""
-
-    observed_generation: int | None = Field(default=None, description="Generation that this status speaks of.")
-    conditions: list[Condition] = Field(
-        default_factory=list,
-        json_schema_extra=LIST_BY_NAME | {"x-kubernetes-list-map-keys": ["type"]},
-        description="Ready, Reconciling, Stalled, Feasible, RoutingSynced, MetricsAvailable, SLOMet.",
-    )
-    allocations: list[AllocationStatus] = Field(default_factory=list, description="What every setup in use has.")
-    routes: list[RouteStatus] = Field(default_factory=list, description="Where every class goes.")
-    objective: ObjectiveStatus | None = Field(default=None, description="What the plan achieves.")
-    router: RouterStatus | None = Field(default=None, description="What the router serves.")
-    accelerators: dict[str, int] = Field(default_factory=dict, description="Units in use by accelerator kind.")
-    summary: dict[str, str] = Field(default_factory=dict, description="Short texts for the columns of kubectl get.")
-    history: list[Decision] = Field(default_factory=list, max_length=10, description="The last ten decisions.")
-
-
-class Metadata(_Object):
+class Metadata(Object):
     """What the rules need to know of an object's metadata."""
 
     model_config = ConfigDict(extra="ignore")
@@ -749,7 +641,7 @@ class Metadata(_Object):
     name: str = Field(description="Name of the plan.")
 
 
-class ModelServingPlan(_Object):
+class ModelServingPlan(Object):
     """Decides jointly how several language models share the cluster's GPUs and which request goes to which model."""
 
     model_config = ConfigDict(extra="ignore")

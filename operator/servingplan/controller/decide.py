@@ -165,7 +165,7 @@ def _next_step(
 ) -> dict[tuple[str, str, str], int]:
     states, capacity = [], {}
     for plan in active:
-        spec, current = _spec(plan), _current_replicas(world, plan)
+        spec, running = _spec(plan), _running(world, plan)
         for model in spec.models:
             for setup in model.setups:
                 key = (plan.key, model.name, setup.name)
@@ -174,7 +174,7 @@ def _next_step(
                         key=key,
                         pool=f"{plan.key}/{setup.accelerator}",
                         units=setup.count,
-                        current=current.get(names.pool_name(plan.owner.name, model.name, setup.name), 0),
+                        current=running[model.name, setup.name],
                         ready=ready[key],
                         target=targets[key],
                     )
@@ -219,15 +219,10 @@ def _leave_to_others(
                 capacity[f"{plan.key}/{kind.name}"] -= sum(s.units * s.target for s in states if s.pool == pool)
 
 
-def _current_replicas(world: World, plan: PlanObject) -> dict[str, int]:
-    """Replicas that the plan's Deployments ask for now, by name."""
-    children = world.children_of(plan).items()
-    return {name: int(body["spec"].get("replicas", 0)) for (kind, _, name), body in children if kind == "Deployment"}
-
-
 def _running(world: World, plan: PlanObject) -> dict[SetupKey, int]:
     """Replicas that the plan's Deployments ask for now, by model and setup."""
-    current = _current_replicas(world, plan)
+    children = world.children_of(plan).items()
+    current = {name: int(body["spec"].get("replicas", 0)) for (kind, _, name), body in children if kind == "Deployment"}
     return {
         (model.name, setup.name): current.get(names.pool_name(plan.owner.name, model.name, setup.name), 0)
         for model in _spec(plan).models

@@ -104,8 +104,7 @@ class Loop:
                 again_s = await self._pass()
                 self.pulse.completed()
                 backoff_s = BACKOFF_S[0]
-            # Whatever is wrong with one world may be right with the next: a loop that ends would serve nobody again.
-            except Exception as error:
+            except Exception as error:  # whatever is wrong with one world may be right with the next: the loop must not end
                 expected = isinstance(error, KubeError)
                 log.warning("pass failed, again in %.1f s: %s", backoff_s, error, exc_info=not expected)
                 self.pulse.failed(str(error) if expected else "internal error, see the log")
@@ -149,8 +148,7 @@ class Loop:
                 unsettled |= await self._carry_out(plan, decisions.get(plan.key), world)
             except KubeError as error:
                 failures.append(f"{plan.key}: {error}")
-            # One plan that cannot be carried out, for whatever reason, must not keep the others from being served.
-            except Exception:
+            except Exception:  # one plan that cannot be carried out, for whatever reason, must not keep the others from it
                 log.exception("%s: not carried out", plan.key)
                 failures.append(f"{plan.key}: internal error, see the log")
         present = {plan.key for plan in world.plans}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from servingplan.api import plan_status
 from servingplan.api import v1alpha1 as api
 from servingplan.controller.decide import Decision, held_because
 from servingplan.controller.world import Measured, PlanObject, Pod, World
@@ -69,7 +70,7 @@ def status(
         "summary": _summary(plan, decision),
         "history": _history(plan, decision, now),
     }
-    return api.ModelServingPlanStatus.model_validate(found).model_dump(mode="json", by_alias=True, exclude_none=True)
+    return plan_status.ModelServingPlanStatus.model_validate(found).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _findings(plan: PlanObject, decision: Decision | None, world: World, stamp: str | None, refused: str) -> list[_Finding]:
@@ -341,11 +342,11 @@ def _summary(plan: PlanObject, decision: Decision) -> dict[str, str]:
     assert plan.spec is not None, "a decision is made of a plan that could be read"
     units = _units(decision.planned.allocations)
     return {
-        api.SUMMARY_QUALITY: _text(decision.planned.quality),
-        api.SUMMARY_SLO: _slo_text(plan.spec.slo),
-        api.SUMMARY_GPUS: str(sum(units.values())),
-        api.SUMMARY_ACCELERATORS: ",".join(f"{count} {name}" for name, count in units.items() if count),
-        api.SUMMARY_COST_PER_HOUR: _text(decision.planned.cost_per_hour),
+        plan_status.SUMMARY_QUALITY: _text(decision.planned.quality),
+        plan_status.SUMMARY_SLO: _slo_text(plan.spec.slo),
+        plan_status.SUMMARY_GPUS: str(sum(units.values())),
+        plan_status.SUMMARY_ACCELERATORS: ",".join(f"{count} {name}" for name, count in units.items() if count),
+        plan_status.SUMMARY_COST_PER_HOUR: _text(decision.planned.cost_per_hour),
     }
 
 

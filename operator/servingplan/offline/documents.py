@@ -97,7 +97,7 @@ def _taken_apart(found: Found) -> list[Found]:
 _FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_FastLoader):  # type: ignore[misc]
+class _Loader(_FastLoader):  # type: ignore[misc]  # which of the two it is, only the machine knows
     """Refuses a key given twice, of which YAML's own rule would drop the first without a word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from servingplan.latency.profile import TokenMix
 from servingplan.offline.errors import InputError
 from servingplan.offline.plans import GivenPlan
-from servingplan.planning.problem import PlanDemand, Standing
+from servingplan.planning.problem import ClassDemand, PlanDemand, Standing
 
 LARGEST_RATE_RPS = 1e9
 MOST_REPLICAS = 100_000
@@ -31,7 +32,7 @@ def with_rates(demands: tuple[PlanDemand, ...], given: Sequence[str]) -> tuple[P
         rate_rps = _number(value)
         if rate_rps is None or not 0 <= rate_rps <= LARGEST_RATE_RPS:
             raise InputError(f"--rate {text}: give requests per second as a number from 0 to {LARGEST_RATE_RPS:g}")
-        demands = _with_class(demands, key, name, rate_rps=rate_rps)
+        demands = _with_class(demands, key, name, partial(replace, rate_rps=rate_rps))
     return demands
 
 
@@ -43,7 +44,8 @@ def with_lengths(demands: tuple[PlanDemand, ...], given: Sequence[str]) -> tuple
     """
     for text in given:
         key, name, path = _class_option("--lengths", text, demands)
-        demands = _with_class(demands, key, name, mix=TokenMix.of(_read_lengths(path, f"--lengths {text}")))
+        mix = TokenMix.of(_read_lengths(path, f"--lengths {text}"))
+        demands = _with_class(demands, key, name, partial(replace, mix=mix))
     return demands
 
 
@@ -97,20 +99,14 @@ def _plan_of(option: str, text: str, prefix: str, keys: list[str], rest: str) ->
     return meant[0]
 
 
-def _with_class(demands: tuple[PlanDemand, ...], key: str, name: str, **change: float | TokenMix) -> tuple[PlanDemand, ...]:
-    return tuple(
-        replace(
-            demand,
-            classes=tuple(
-                # The fields are the caller's, by name.
-                replace(entry, **change) if entry.name == name else entry  # type: ignore[arg-type]
-                for entry in demand.classes
-            ),
-        )
-        if demand.key == key
-        else demand
-        for demand in demands
-    )
+def _with_class(
+    demands: tuple[PlanDemand, ...], key: str, name: str, changed: Callable[[ClassDemand], ClassDemand]
+) -> tuple[PlanDemand, ...]:
+    def plan(demand: PlanDemand) -> PlanDemand:
+        classes = (changed(entry) if entry.name == name else entry for entry in demand.classes)
+        return replace(demand, classes=tuple(classes))
+
+    return tuple(plan(demand) if demand.key == key else demand for demand in demands)
 
 
 def _number(text: str) -> float | None:

@@ -12,8 +12,8 @@ from servingplan.latency.profile import TokenMix, blend
 from servingplan.planning.columns import Column, SetupKey
 from servingplan.planning.prices import class_prices
 from servingplan.planning.problem import Allocation, ClassDemand, Infeasible, Plan, PlanDecision, Prediction, Route, Shortage
-from servingplan.planning.program import Solution
 from servingplan.planning.routing import Pairs
+from servingplan.planning.solution import Solution
 
 
 @dataclass(frozen=True)

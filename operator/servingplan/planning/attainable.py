@@ -6,15 +6,14 @@ A number that is too small must not turn into an outage.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from servingplan.latency.capacity import Latency, attains, latency, stable_rate_rps
-from servingplan.latency.profile import EngineProfile, Slo, TokenMix
+from servingplan.latency.capacity import Latency, attains, stable_rate_rps
+from servingplan.latency.profile import Slo
+from servingplan.planning.means import METRICS, idle_latency, seconds_of
 from servingplan.planning.problem import ClassDemand, PlanDemand, Scope, SetupOption
 
 _FACTORS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0)
-_IDLE = 1e-3
-"""Fraction of the stable rate at which nobody waits for anybody."""
+_LABELS = {"ttft": "TTFT", "inter_token": "inter-token latency", "e2e": "e2e"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def attainable(plan: PlanDemand) -> Attainable:
         if factor is None:
             sentences.append(_no_way(plan, entry, usable))
         elif factor > 1:
-            sentences.append(_too_strict(f"class {entry.name}", entry.slo, entry, usable))
+            sentences.append(_too_strict(entry, usable))
             factors[entry.name] = factor
         classes.append(replace(entry, slo=scaled(entry.slo, factor or 1.0)))
     return Attainable(replace(plan, classes=tuple(classes)), factors, "; ".join(sentences))
@@ -66,12 +65,11 @@ def _relaxed_mean(plan: PlanDemand) -> Attainable:
     if not served:
         return Attainable(plan, {}, "; ".join(sentences))
     slo, total = served[0].slo, sum(entry.rate_rps for entry in served)
-    fastest = dict.fromkeys(("ttft", "inter_token", "e2e"), 0.0)
+    fastest = dict.fromkeys(METRICS, 0.0)
     for entry in served:
-        found = [_idle(setup, entry) for setup in _fitting(_usable(plan, entry), entry)]
-        fastest["ttft"] += entry.rate_rps / total * min(value.ttft_mean_s for value in found)
-        fastest["inter_token"] += entry.rate_rps / total * min(value.inter_token_s for value in found)
-        fastest["e2e"] += entry.rate_rps / total * min(value.e2e_mean_s for value in found)
+        found = [seconds_of(value) for value in _idle(_usable(plan, entry), entry)]
+        for name in METRICS:
+            fastest[name] += entry.rate_rps / total * min(seconds[name] for seconds in found)
     bounds = {name: bound.seconds for name in fastest if (bound := getattr(slo, name)) is not None}
     # A little room for the load itself: at the very bound nothing could be served at all.
     ratio = max((1.2 * fastest[name] / seconds for name, seconds in bounds.items()), default=0.0)
@@ -84,16 +82,8 @@ def _relaxed_mean(plan: PlanDemand) -> Attainable:
     return Attainable(replace(plan, classes=classes), {entry.name: factor for entry in served}, "; ".join(sentences))
 
 
-_LABELS = {"ttft": "TTFT", "inter_token": "inter-token latency", "e2e": "e2e"}
-
-
-@lru_cache(maxsize=65536)
-def _idle_latency(profile: EngineProfile, mix: TokenMix) -> Latency:
-    return latency(profile, mix, _IDLE * stable_rate_rps(profile, mix))
-
-
-def _idle(setup: SetupOption, entry: ClassDemand) -> Latency:
-    return _idle_latency(setup.profile, entry.mix)
+def _idle(setups: list[SetupOption], entry: ClassDemand) -> list[Latency]:
+    return [idle_latency(setup.profile, entry.mix) for setup in _fitting(setups, entry)]
 
 
 def _usable(plan: PlanDemand, entry: ClassDemand) -> list[SetupOption]:
@@ -118,9 +108,8 @@ def _no_way(plan: PlanDemand, entry: ClassDemand, usable: list[SetupOption]) -> 
     return f"no setup can hold a request of class {entry.name}: check kvTokens against its token lengths"
 
 
-def _too_strict(what: str, slo: Slo, entry: ClassDemand, setups: list[SetupOption]) -> str:
-    idle = [_idle(setup, entry) for setup in _fitting(setups, entry)]
-    wants = []
+def _too_strict(entry: ClassDemand, setups: list[SetupOption]) -> str:
+    idle, slo, wants = _idle(setups, entry), entry.slo, []
     if slo.ttft:
         fastest = min(found.ttft_s(slo.ttft.percentile) for found in idle)
         wants.append(f"TTFT {slo.ttft.seconds:g} s (the fastest setup takes {fastest:.3g} s unloaded)")
@@ -130,4 +119,4 @@ def _too_strict(what: str, slo: Slo, entry: ClassDemand, setups: list[SetupOptio
     if slo.e2e:
         fastest = min(found.e2e_s(slo.e2e.percentile) for found in idle)
         wants.append(f"e2e {slo.e2e.seconds:g} s (the fastest takes {fastest:.3g} s)")
-    return f"no setup keeps the SLO of {what} even unloaded: {', '.join(wants)}"
+    return f"no setup keeps the SLO of class {entry.name} even unloaded: {', '.join(wants)}"

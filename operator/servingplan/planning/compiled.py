@@ -53,11 +53,11 @@ class Compiled:
     """
 
     def __init__(self, rows: Sequence[cp.Constraint], variables: Sequence[cp.Variable], time_limit_s: float) -> None:
-        self._rows = list(rows)
         # A variable that stands in no row would be dropped, and its column with it.
         idle = sum(cp.sum(0 * variable) for variable in variables if variable.size)
-        data = cp.Problem(cp.Minimize(idle), self._rows).get_problem_data(cp.HIGHS)[0]
+        data = cp.Problem(cp.Minimize(idle), list(rows)).get_problem_data(cp.HIGHS)[0]
         self._offset: dict[int, int] = data["param_prob"].var_id_to_col
+        self._row_start = _starts(rows)
         self._whole_at_first = np.array(sorted({*data["int_vars_idx"], *data["bool_vars_idx"]}), dtype=np.int32)
         self._model = _model(data, self._whole_at_first)
         self._columns = self._model.lp_.num_col_
@@ -67,7 +67,7 @@ class Compiled:
 
     def _load(self) -> None:
         self._whole = self._whole_at_first
-        self._found = np.zeros(self._columns)
+        self._found, self._duals = np.zeros(self._columns), np.zeros(0)
         self._start: highspy.HighsSolution | None = None
         self._highs = highspy.Highs()  # type: ignore[no-untyped-call]
         for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 1), ("mip_allow_restart", False)):
@@ -114,7 +114,8 @@ class Compiled:
         if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
             message = f"the solver ended with: {self._highs.modelStatusToString(status)}"
             raise SolverFailed(message)
-        self._found = np.array(self._highs.getSolution().col_value)
+        solution = self._highs.getSolution()
+        self._found, self._duals = np.array(solution.col_value), -np.array(solution.row_dual)
         value = float(info.objective_function_value)
         bound = float(info.mip_dual_bound) if self._whole.size else value
         return Outcome(value, min(value, bound), status == highspy.HighsModelStatus.kOptimal)
@@ -158,16 +159,8 @@ class Compiled:
 
         Non-negative for an inequality. For an equality its sign says whether more lowers or raises.
         """
-        dual = -np.array(self._highs.getSolution().row_dual)
-        equalities = [other for other in self._rows if isinstance(other, cp.Zero | cp.constraints.Equality)]
-        others = [other for other in self._rows if not isinstance(other, cp.Zero | cp.constraints.Equality)]
-        start = 0
-        for other in [*equalities, *others]:
-            if other is row:
-                return dual[start : start + other.size]
-            start += other.size
-        message = "the row is not of this program"
-        raise KeyError(message)
+        start = self._row_start[row.id]
+        return self._duals[start : start + row.size]
 
     def _places(self, variable: cp.Variable) -> Vector:
         if not variable.size:
@@ -180,6 +173,18 @@ class Compiled:
             kinds = np.full(len(self._whole), kind.value, dtype=np.uint8)
             self._highs.changeColsIntegrality(len(self._whole), self._whole, kinds)
             self._whole = np.zeros(0, dtype=np.int32)
+
+
+def negative(terms: Terms) -> Terms:
+    """The form with its sign turned, so that most is least."""
+    return [(variable, -coefficients) for variable, coefficients in terms]
+
+
+def _starts(rows: Sequence[cp.Constraint]) -> dict[int, int]:
+    """Where each constraint's rows begin, by its id: cvxpy puts the equalities first."""
+    ordered = sorted(rows, key=lambda row: not isinstance(row, cp.Zero | cp.constraints.Equality))
+    starts = np.cumsum([0, *(row.size for row in ordered)])
+    return {row.id: int(start) for row, start in zip(ordered, starts, strict=False)}
 
 
 def _model(data: dict[str, Any], whole: Vector) -> highspy.HighsModel:

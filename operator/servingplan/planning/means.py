@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from servingplan.latency.capacity import MAX_UTILIZATION, latency, margin, stable_rate_rps
+from servingplan.latency.capacity import MAX_UTILIZATION, Latency, latency, margin, stable_rate_rps
 from servingplan.latency.profile import EngineProfile, TokenMix
 from servingplan.planning.problem import ClassDemand
 
@@ -56,16 +56,16 @@ def _mean_lines(profile: EngineProfile, entries: tuple[tuple[str, TokenMix], ...
     raised = 1.0 + margin(profile, mix, float(_GRID[0]))
     own: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
     for name, alone in entries:
-        idle = _seconds(profile, alone, _IDLE * stable_rate_rps(profile, alone))
+        idle = seconds_of(idle_latency(profile, alone))
         for metric in METRICS:
             own[metric][name] = raised * idle[metric]
     curves = {metric: np.zeros(len(_GRID)) for metric in METRICS}
     stable = stable_rate_rps(profile, mix)
-    idle = _seconds(profile, mix, _IDLE * stable)
+    idle = seconds_of(idle_latency(profile, mix))
     for at, load in enumerate(_GRID):
         if load <= 0:
             continue
-        loaded = _seconds(profile, mix, float(load) * stable, cv)
+        loaded = seconds_of(latency(profile, mix, float(load) * stable, arrival_cv=cv))
         more = 1.0 + margin(profile, mix, float(load), cv)
         for metric in METRICS:
             curves[metric][at] = float(load) * stable * (more * loaded[metric] - raised * idle[metric])
@@ -100,6 +100,12 @@ def _turns_down(xs: np.ndarray, ys: np.ndarray, a: int, b: int, c: int) -> bool:
     return bool((ys[b] - ys[a]) * (xs[c] - xs[b]) >= (ys[c] - ys[b]) * (xs[b] - xs[a]))
 
 
-def _seconds(profile: EngineProfile, mix: TokenMix, rate_rps: float, arrival_cv: float = 1.0) -> dict[str, float]:
-    found = latency(profile, mix, rate_rps, arrival_cv=arrival_cv)
+def seconds_of(found: Latency) -> dict[str, float]:
+    """Means by metric."""
     return {"ttft": found.ttft_mean_s, "inter_token": found.inter_token_s, "e2e": found.e2e_mean_s}
+
+
+@lru_cache(maxsize=65536)
+def idle_latency(profile: EngineProfile, mix: TokenMix) -> Latency:
+    """Latency of requests that wait for nobody."""
+    return latency(profile, mix, _IDLE * stable_rate_rps(profile, mix))

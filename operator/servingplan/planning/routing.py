@@ -142,8 +142,9 @@ class Routing:
                 _pick(at, np.ones(len(at)), len(mine)) @ waiting
                 >= _pick(j, slope, columns) @ load + _pick(j, intercept, columns) @ replicas
             )
-            own = np.array([_own(asked.columns[j], metric, asked.classes[k][1].name) for k, j in self._open(mine)])
-            where = np.array([p for p, j in enumerate(pairs.columns) if j in set(mine)], dtype=int)
+            where = np.flatnonzero(np.isin(pairs.columns, mine))
+            open_pairs = zip(pairs.classes[where], pairs.columns[where], strict=True)
+            own = np.array([_own(asked.columns[j], metric, asked.classes[k][1].name) for k, j in open_pairs])
             cost = np.zeros(len(pairs.classes))
             cost[where] = pairs.rate[pairs.classes[where]] * (own - bound.seconds)
             # Scaled to one request: the row then has the size of the bound, whatever the rate.
@@ -152,10 +153,6 @@ class Routing:
             self.variables.append(waiting)
             self.rows.append(row)
             self.mean_rows.append((index, metric, row))
-
-    def _open(self, mine: list[int]) -> list[tuple[int, int]]:
-        inside = set(mine)
-        return [(k, j) for k, j in zip(self._pairs.classes, self._pairs.columns, strict=True) if j in inside]
 
     def quality(self) -> Terms:
         """Weighted quality per second."""

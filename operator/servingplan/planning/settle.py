@@ -5,7 +5,7 @@ from __future__ import annotations
 from servingplan.latency.capacity import latency, margin, utilization
 from servingplan.planning.answer import Answer
 from servingplan.planning.columns import Seen, SetupKey
-from servingplan.planning.means import METRICS
+from servingplan.planning.means import METRICS, seconds_of
 from servingplan.planning.problem import Scope
 
 _LATE = 2e-3
@@ -62,8 +62,7 @@ def _mean_late(found: Answer, index: int) -> bool:
         for k, rate in flow.items():
             one = latency(column.setup.profile, asked.classes[k][1].mix, sum(flow.values()) / replicas, mix, cv)
             total += rate
-            seconds["ttft"] += raised * rate * one.ttft_mean_s
-            seconds["inter_token"] += raised * rate * one.inter_token_s
-            seconds["e2e"] += raised * rate * one.e2e_mean_s
+            for metric, value in seconds_of(one).items():
+                seconds[metric] += raised * rate * value
     bounds = {metric: getattr(slo, metric) for metric in METRICS}
     return any(bound and total and seconds[name] / total > bound.seconds * (1 + _LATE) for name, bound in bounds.items())

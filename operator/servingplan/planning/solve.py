@@ -37,9 +37,11 @@ from servingplan.planning.answer import Answer
 from servingplan.planning.columns import Seen, SetupKey, frame
 from servingplan.planning.dominance import undominated
 from servingplan.planning.problem import Plan, Problem, Standing
-from servingplan.planning.program import Program, SharingProgram, Solution
+from servingplan.planning.program import Program
 from servingplan.planning.routing import Pairs
 from servingplan.planning.settle import seen
+from servingplan.planning.sharing import SharingProgram
+from servingplan.planning.solution import Solution
 
 _ROUNDS = 3
 _SETTLING = 8

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import cvxpy as cp
 import numpy as np
@@ -17,6 +18,27 @@ from servingplan.planning.routing import Pairs, Routing
 _NEGLIGIBLE_PRICE = 1e-9
 _DWELL_S = 900.0
 """How long a plan is expected to stand: what starting a replica costs is spread over it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A row that a person has a name for.
+
+    Attributes:
+        at: Which of the constraint's rows.
+        blocks_per_unit: How much of the row's right side one unit is.
+    """
+
+    plan: int
+    kind: str
+    name: str
+    row: cp.Constraint
+    at: int = 0
+    blocks_per_unit: float = 1.0
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        return self.plan, self.kind, self.name
 
 
 class Supply:
@@ -52,7 +74,7 @@ class Supply:
             self._matrix([(j, p, 1.0) for p, (j, _) in enumerate(self._places)], len(columns)) @ self.placed
         )
         self.rows: list[cp.Constraint] = []
-        self._named: list[tuple[int, str, str, cp.Constraint, float]] = []
+        self._named: list[_Named] = []
         self._add_bounds(extra=extra)
         self._add_levels(most, exclusive, extra=extra)
         for g, group in enumerate(asked.groups):
@@ -89,7 +111,7 @@ class Supply:
             if not extra:
                 for at, s in enumerate(capped):
                     column = self._asked.columns[self._asked.setups[s][0]]
-                    self._named.append((column.plan, "maxReplicas", "/".join(column.key), row, float(at)))
+                    self._named.append(_Named(column.plan, "maxReplicas", "/".join(column.key), row, at=at))
 
     def _add_levels(self, most: Vector, exclusive: frozenset[int], *, extra: bool) -> None:
         """One column per setup: its replicas share one queue."""
@@ -102,12 +124,8 @@ class Supply:
         for p, (j, _) in enumerate(self._places):
             # Enough to serve everything is enough, however many accelerators further ones would take.
             cap[j] += most[p] if not extra else 1e4
-        starts = np.cumsum([0, *(len(columns) for columns in alternatives)])
-        one = sp.lil_array((len(alternatives), len(flat)))
-        for row in range(len(alternatives)):
-            one[row, starts[row] : starts[row + 1]] = 1.0
         self.variables.append(chosen)
-        self.rows.append(one.tocsr() @ chosen <= np.ones(len(alternatives)))
+        self.rows.append(memberships(alternatives) @ chosen <= np.ones(len(alternatives)))
         self.rows.append(self.replicas[flat] <= cp.multiply(cap[flat], chosen))
 
     def _add_packing(self, g: int, group: Group, *, extra: bool) -> None:
@@ -122,7 +140,7 @@ class Supply:
                 room = blocks(group.free, size) + (cp.sum(self.extra[more]) / size if more else 0.0)
                 row = taken <= room
                 self.rows.append(row)
-                self._name_group(group, row, price_per_unit=1.0 / size)
+                self._name_group(group, row, blocks_per_unit=1.0 / size)
             return
         self._add_patterns(group, here, sizes, more)
 
@@ -149,11 +167,11 @@ class Supply:
         # Implied for whole replicas; in the relaxation it is the row that has the price of a unit.
         row = self._matrix([(0, p, float(self._units[p])) for p in here], 1) @ self.placed <= float(sum(group.free))
         self.rows.append(row)
-        self._name_group(group, row, price_per_unit=1.0)
+        self._name_group(group, row, blocks_per_unit=1.0)
 
-    def _name_group(self, group: Group, row: cp.Constraint, *, price_per_unit: float) -> None:
+    def _name_group(self, group: Group, row: cp.Constraint, *, blocks_per_unit: float) -> None:
         for index, name in sorted(group.matched):
-            self._named.append((index, "accelerator", name, row, -price_per_unit))
+            self._named.append(_Named(index, "accelerator", name, row, blocks_per_unit=blocks_per_unit))
 
     def _add_limits(self) -> None:
         columns = self._asked.columns
@@ -162,13 +180,13 @@ class Supply:
             if plan.budget_per_hour is not None and mine:
                 row = self._matrix([(0, p, column.cost) for p, column in mine], 1) @ self.placed <= plan.budget_per_hour + 1e-9
                 self.rows.append(row)
-                self._named.append((index, "budget", "costPerHour", row, 0.0))
+                self._named.append(_Named(index, "budget", "costPerHour", row))
             for supply in plan.accelerators:
                 used = [(0, p, float(c.setup.units)) for p, c in mine if c.setup.accelerator == supply.name]
                 if supply.limit is not None and used:
                     row = self._matrix(used, 1) @ self.placed <= float(supply.limit)
                     self.rows.append(row)
-                    self._named.append((index, "limit", supply.name, row, 0.0))
+                    self._named.append(_Named(index, "limit", supply.name, row))
 
     def losses(self) -> Iterator[tuple[int, cp.Expression]]:
         """(plan index, replicas by column that are lost with one node), for every kind of node that a plan wants to survive."""
@@ -228,13 +246,10 @@ class Supply:
     def bindings(self, compiled: Compiled, routing: Routing) -> dict[int, tuple[Binding, ...]]:
         """Rows with a price in the last solve of a relaxation, by plan index, dearest first."""
         prices: dict[tuple[int, str, str], float] = {}
-        for index, kind, name, row, detail in self._named:
-            found = compiled.prices(row)
-            price = float(found[int(detail)]) if kind == "maxReplicas" else float(found[0])
-            if kind == "accelerator":
-                # A unit counts for every block size that it helps to fill.
-                price *= -detail
-            prices[index, kind, name] = prices.get((index, kind, name), 0.0) + price
+        for named in self._named:
+            # A unit counts for every block size that it helps to fill.
+            price = float(compiled.prices(named.row)[named.at]) * named.blocks_per_unit
+            prices[named.key] = prices.get(named.key, 0.0) + price
         for index, metric, row in routing.mean_rows:
             prices[index, "slo", metric] = float(compiled.prices(row)[0])
         by_plan: dict[int, list[Binding]] = {}
@@ -245,3 +260,9 @@ class Supply:
             index: tuple(sorted(found, key=lambda binding: (-binding.price, binding.kind, binding.name)))
             for index, found in by_plan.items()
         }
+
+
+def memberships(sets: Sequence[Sequence[int]]) -> sp.csr_array:
+    """(sets, members) incidence of disjoint sets with their members side by side."""
+    of = np.repeat(np.arange(len(sets)), [len(members) for members in sets])
+    return sp.csr_array((np.ones(len(of)), (of, np.arange(len(of)))), shape=(len(sets), len(of)))

@@ -4,7 +4,7 @@ Thirty random problems with the prompt and output lengths of real traces are pla
 by step (``servingplan.sim``, which shares no code with the planner) with the requests that the plan sends it, and the 95th
 percentile of the time to first token of every class is held against its SLO. Needs the traces (``SERVINGPLAN_DATA``).
 
-    python bench/planner/bench_truth.py [OUT_FOLDER]
+    python bench/planner/bench_promises.py [OUT_FOLDER]
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def main() -> None:
         for allocation in found.decisions[0].allocations:
             promises += judged(seed, plan, found.decisions[0], allocation, traces)
     report(promises, infeasible)
-    draw(promises, out / "truth_plans.png")
-    print(f"plot: {out / 'truth_plans.png'}")
+    draw(promises, out / "promises.png")
+    print(f"plot: {out / 'promises.png'}")
 
 
 def lengths(name: str) -> np.ndarray:
