@@ -161,7 +161,7 @@ CASES = [
     Case("two nodes lost", {"spec.tolerateNodes": 2}, "spec.tolerateNodes", "less than or equal to 1"),
     Case("minus one node lost", {"spec.tolerateNodes": -1}, "spec.tolerateNodes", "greater than or equal to 0"),
     Case("class SLO without a bound", {"spec.requestClasses.0.slo": {}}, "spec.requestClasses[0].slo", "at least one of"),
-    Case("unknown mode", {"spec.mode": "Manual"}, "spec.mode", 'supported values: "Auto", "Paused"'),
+    Case("unknown mode", {"spec.mode": "Manual"}, "spec.mode", 'supported values: "Auto", "Recommend", "Paused"'),
     Case("misspelt field", {"spec.models.0.qualty": {"default": 1}}, "spec.models[0].qualty", "unknown field"),
     Case("unknown field of the spec", {"spec.replicas": 3}, "spec.replicas", "unknown field"),
     Case("negative budget", {"spec.budget.costPerHour": -1}, "spec.budget.costPerHour", "greater than or equal to 0"),

@@ -230,6 +230,11 @@ HeaderValue = Annotated[
     Field(max_length=256),
     Shape(r"^[!-~]([ -~]*[!-~])?$", "must be printable ASCII characters, with no space at either end"),
 ]
+HttpUrl = Annotated[
+    str,
+    Field(max_length=512),
+    Shape(r"^https?://[^\s/@?#]+(/[^\s?#]*)?$", "must be an http or https URL without credentials, query or fragment"),
+]
 PodOverlay = Annotated[dict[str, Any], AfterValidator(_pod_overlay), WithJsonSchema(_POD_OVERLAY_SCHEMA)]
 
 ATOMIC_LIST: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}

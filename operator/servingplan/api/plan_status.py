@@ -34,6 +34,39 @@ class LatencySummary(Object):
     ttft_mean: str | None = Field(default=None, description="Mean time to first token in seconds.")
     ttft_p95: str | None = Field(default=None, description="95th percentile of the time to first token in seconds.")
     inter_token_mean: str | None = Field(default=None, description="Mean inter-token latency in seconds.")
+    time: str | None = Field(
+        default=None, json_schema_extra={"format": "date-time"}, description="When it was measured; none for a prediction."
+    )
+
+
+class GivenUp(Object):
+    """Replicas that did not become ready within their cold start, and when they are tried again."""
+
+    reason: str = Field(description="What kept them, in the words of the scheduler or kubelet.")
+    attempts: int = Field(description="Times in a row.")
+    retry: str = Field(json_schema_extra={"format": "date-time"}, description="When the next attempt is made.")
+
+
+class AppliedCorrection(Object):
+    """Factors on the profile that plans are made with."""
+
+    step: list[str] = Field(max_length=3, description="On alphaMs and floorMs, on betaMs, on gammaMs.")
+    ttft: list[str] = Field(max_length=8, description="Further ones on the time to first token, by load bin.")
+    margin: dict[str, str] = Field(default_factory=dict, description="Further margin by bound, such as ttft.p95.")
+
+
+class CalibrationStatus(Object):
+    """What live latency has taught about a setup: the operator's memory, which it reads back after a restart."""
+
+    samples: int = Field(description="Cycles that it was learnt from.")
+    log_step: list[str] = Field(max_length=3, description="Logarithms of the factors on the profile's coefficients.")
+    covariance: list[str] = Field(max_length=6, description="Their covariance, the lower triangle.")
+    log_bias: list[str] = Field(max_length=8, description="Logarithms of measured over predicted TTFT, by load bin.")
+    bias_weight: list[str] = Field(max_length=8, description="How much was learnt in each bin.")
+    margin: dict[str, str] = Field(default_factory=dict, description="Further margin that was learnt, by bound.")
+    drift: list[str] = Field(max_length=2, description="Sums of the drift test, upwards and downwards.")
+    drifting: bool = Field(default=False, description="Whether the replicas have changed since it was learnt.")
+    applied: AppliedCorrection | None = Field(default=None, description="The part that plans are made with.")
 
 
 class AllocationStatus(Object):
@@ -50,6 +83,12 @@ class AllocationStatus(Object):
     utilization: str = Field(description="Planned load as a fraction of the capacity at the SLO.")
     predicted: LatencySummary | None = Field(default=None, description="Latency predicted at the planned load.")
     observed: LatencySummary | None = Field(default=None, description="Latency measured over the last minutes.")
+    changed: str | None = Field(
+        default=None, json_schema_extra={"format": "date-time"}, description="When the wanted replicas last changed."
+    )
+    grew: bool | None = Field(default=None, description="Whether that change added replicas.")
+    given_up: GivenUp | None = Field(default=None, description="Why no further replica is started for now.")
+    calibration: CalibrationStatus | None = Field(default=None, description="What live latency has taught about this setup.")
 
 
 class RouteStatus(Object):
@@ -58,6 +97,76 @@ class RouteStatus(Object):
     request_class: str = Field(alias="class", description="Request class.")
     weights: dict[str, str] = Field(default_factory=dict, description="Share of the class by model; with shed it sums to 1.")
     shed: str = Field(default="0", description="Share of the class that is refused with 429.")
+
+
+class DemandStatus(Object):
+    """How much there is of one request class, or of the requests that name one model."""
+
+    request_class: str | None = Field(default=None, alias="class", description="Request class.")
+    model: str | None = Field(default=None, description="Model that the requests name, instead of a class.")
+    observed: str | None = Field(default=None, description="Requests per second that were measured; none while unknown.")
+    planned: str = Field(description="Requests per second that replicas are planned for.")
+    routed: str = Field(description="Requests per second that weights are made for.")
+    prompt_factor: str | None = Field(default=None, description="Measured prompt lengths as a multiple of those in the spec.")
+    output_factor: str | None = Field(default=None, description="The same of the output lengths.")
+
+
+class ProposedSetup(Object):
+    """A setup that a proposal changes."""
+
+    model: str = Field(description="Model.")
+    setup: str = Field(description="Setup.")
+    accelerator: str = Field(description="Accelerator kind.")
+    before: int = Field(description="Replicas now.")
+    after: int = Field(description="Replicas proposed.")
+
+
+class ProposedRoute(Object):
+    """A class whose weights a proposal changes."""
+
+    request_class: str = Field(alias="class", description="Request class.")
+    before: dict[str, str] = Field(default_factory=dict, description="Share of the class by model now.")
+    after: dict[str, str] = Field(default_factory=dict, description="Share of the class by model as proposed.")
+    ttft_before: str | None = Field(default=None, description="Predicted p95 of the time to first token now, in seconds.")
+    ttft_after: str | None = Field(default=None, description="The same as proposed.")
+
+
+class Outlook(Object):
+    """What a plan comes to."""
+
+    quality: str = Field(description="Mean quality of the answers.")
+    cost_per_hour: str = Field(description="Cost of the accelerators.")
+    shed: str = Field(default="0", description="Share of all requests that is refused.")
+
+
+class Proposal(Object):
+    """What the operator would do, in mode Recommend."""
+
+    id: str = Field(description="Names exactly this proposal; kubectl servingplan approve sends it.")
+    time: str = Field(json_schema_extra={"format": "date-time"}, description="When it was made.")
+    generation: int = Field(description="Generation of the spec it follows.")
+    reason: str = Field(description="Why it was made.")
+    setups: list[ProposedSetup] = Field(default_factory=list, max_length=256, description="Replicas that would change.")
+    routes: list[ProposedRoute] = Field(default_factory=list, max_length=32, description="Weights, before and after.")
+    before: Outlook = Field(description="What stands comes to.")
+    after: Outlook = Field(description="What is proposed comes to.")
+
+
+class Approval(Object):
+    """The proposal that was approved last, which is what stands in mode Recommend."""
+
+    id: str = Field(description="The proposal.")
+    time: str = Field(json_schema_extra={"format": "date-time"}, description="When it was adopted.")
+    refused: str | None = Field(default=None, description="An approval that names another proposal than the present one.")
+
+
+class MetricsStatus(Object):
+    """Where the figures come from."""
+
+    series: dict[str, str] = Field(default_factory=dict, description="The name by which each series was found.")
+    time: str | None = Field(
+        default=None, json_schema_extra={"format": "date-time"}, description="When corrections were last learnt."
+    )
 
 
 class ObjectiveStatus(Object):
@@ -99,6 +208,10 @@ class ModelServingPlanStatus(Object):
     allocations: list[AllocationStatus] = Field(default_factory=list, description="What every setup in use has.")
     routes: list[RouteStatus] = Field(default_factory=list, description="Where every class goes.")
     objective: ObjectiveStatus | None = Field(default=None, description="What the plan achieves.")
+    demand: list[DemandStatus] = Field(default_factory=list, max_length=64, description="How much is asked of the plan.")
+    metrics: MetricsStatus | None = Field(default=None, description="Where the measured figures come from.")
+    proposal: Proposal | None = Field(default=None, description="What the operator would do, in mode Recommend.")
+    approval: Approval | None = Field(default=None, description="The proposal that was approved last.")
     router: RouterStatus | None = Field(default=None, description="What the router serves.")
     accelerators: dict[str, int] = Field(default_factory=dict, description="Units in use by accelerator kind.")
     summary: dict[str, str] = Field(default_factory=dict, description="Short texts for the columns of kubectl get.")

@@ -21,6 +21,7 @@ from servingplan.api.fields import (
     LIST_BY_NAME,
     Fraction,
     HeaderValue,
+    HttpUrl,
     Label,
     LabelValue,
     ModelName,
@@ -488,6 +489,24 @@ class Router(Object):
     )
 
 
+class Metrics(Object):
+    """Where live metrics come from, and what they may change."""
+
+    prometheus_url: HttpUrl | None = Field(
+        default=None,
+        description="Prometheus of this plan instead of the operator's own; it is asked without credentials.",
+    )
+    rates: Literal["Measured", "Declared"] = Field(
+        default="Measured",
+        description="Measured: plan for the rates that the router sees, once it sees any. Declared: for those that"
+        " requestClasses declare.",
+    )
+    calibration: Literal["Enabled", "Disabled"] = Field(
+        default="Enabled",
+        description="Enabled: correct the profiles by the latency that is measured. Disabled: plan with them as they are.",
+    )
+
+
 _CEL_LISTED = "self.accelerators.exists(a, a.name == s.accelerator)"
 _CEL_FITS = "self.accelerators.all(a, a.name != s.accelerator || !has(a.limit) || a.limit < 0 || s.count <= a.limit)"
 
@@ -600,8 +619,10 @@ class ModelServingPlanSpec(Object):
         ),
     )
 
-    mode: Literal["Auto", "Paused"] = Field(
-        default="Auto", description="Auto: decide and apply. Paused: hold replicas and routing weights as they are."
+    mode: Literal["Auto", "Recommend", "Paused"] = Field(
+        default="Auto",
+        description="Auto: decide and apply. Recommend: decide, show the proposal in the status and wait until it is approved."
+        " Paused: hold replicas and routing weights as they are.",
     )
     slo: PlanObjective = Field(description="Latency that every class may expect unless it says otherwise.")
     tolerate_nodes: int = Field(
@@ -630,6 +651,7 @@ class ModelServingPlanSpec(Object):
         json_schema_extra=LIST_BY_NAME,
         description="The kinds of request, matched in the order in which they stand.",
     )
+    metrics: Metrics = Field(default_factory=Metrics, description="Where live metrics come from and what they may change.")
     router: Router = Field(default_factory=Router, description="The router in front of the models.")
 
 

@@ -1,0 +1,1 @@
+"""From live measurements to corrected profiles, lengths and rates. Pure: what is remembered goes in and comes out."""
