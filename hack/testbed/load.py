@@ -12,6 +12,7 @@ The generator runs against clusters of one's own only, and ends: counts, duratio
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -188,7 +189,7 @@ async def send(
     stop: asyncio.Event | None = None,
     on_record: Callable[[Record], None] = lambda _: None,
 ) -> list[Record]:
-    """Send chat completions and wait for every answer.
+    """Send chat completions that are drawn by ``arrivals``, and wait for every answer.
 
     Args:
         url: The router, such as ``http://chat-router.llm.svc``; no host outside the cluster is accepted.
@@ -208,8 +209,27 @@ async def send(
     Raises:
         ValueError: The host is not a cluster's own, or the load has no end within the bounds.
     """
-    _refuse_foreign(url)
     planned = arrivals(classes, rate_rps, duration_s=duration_s, count=count, seed=seed)
+    return await send_arrivals(url, planned, seed=seed, stream=stream, patience_s=patience_s, stop=stop, on_record=on_record)
+
+
+async def send_arrivals(
+    url: str,
+    planned: Sequence[Arrival],
+    *,
+    seed: int = 0,
+    stream: bool = True,
+    patience_s: float = 60.0,
+    stop: asyncio.Event | None = None,
+    on_record: Callable[[Record], None] = lambda _: None,
+) -> list[Record]:
+    """Send given requests, such as those of a trace, at their moments; the other arguments are those of ``send``.
+
+    Raises:
+        ValueError: The host is not a cluster's own, the load is beyond the bounds, or not in order.
+    """
+    _refuse_foreign(url)
+    _refuse_endless(planned)
     stop = stop or asyncio.Event()
     timeout = aiohttp.ClientTimeout(total=patience_s)
     connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=1)
@@ -224,6 +244,16 @@ async def send(
             tasks.append(asyncio.create_task(call.run(time.monotonic() - start_s - arrival.at_s)))
             tasks[-1].add_done_callback(lambda task: None if task.cancelled() else on_record(task.result()))
         return list(await asyncio.gather(*tasks))
+
+
+def _refuse_endless(planned: Sequence[Arrival]) -> None:
+    if any(later.at_s < earlier.at_s for earlier, later in itertools.pairwise(planned)):
+        message = "requests are sent in the order of their times"
+        raise ValueError(message)
+    last_s = planned[-1].at_s if planned else 0.0
+    if last_s > MAX_DURATION_S or len(planned) > MAX_REQUESTS:
+        message = f"at most {MAX_REQUESTS} requests in {MAX_DURATION_S:g} s, not {len(planned)} in {last_s:g} s"
+        raise ValueError(message)
 
 
 def _refuse_foreign(url: str) -> None:

@@ -1,5 +1,6 @@
 """Prometheus, scraping pods by the usual annotations and reachable as `prometheus.monitoring.svc:9090`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -14,13 +15,16 @@ PORT = 9090
 _POD = "__meta_kubernetes_pod"
 
 
-def _configuration(kubeconfig: Path, interval_s: float) -> Object:
+def configuration(kubeconfig: Path, interval_s: float, rules: Sequence[Object] = ()) -> Object:
+    """What to scrape and how to label it; ``rules`` are further ones of ``metric_relabel_configs``."""
     interval = f"{int(interval_s * 1000)}ms"
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "scrape_configs": [
             {
                 "job_name": "kubernetes-pods",
+                # The operator's series name the namespace of the plan that they speak of.
+                "honor_labels": True,
                 "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": str(kubeconfig)}],
                 "relabel_configs": [
                     _keep(f"{_POD}_annotation_prometheus_io_scrape", "true"),
@@ -38,6 +42,7 @@ def _configuration(kubeconfig: Path, interval_s: float) -> Object:
                     _copy(f"{_POD}_name", "pod"),
                     _copy(f"{_POD}_node_name", "node"),
                 ],
+                "metric_relabel_configs": list(rules),
             }
         ],
     }
@@ -54,7 +59,7 @@ def _copy(label: str, target: str) -> Object:
 def component(directory: Path, tools: Tools, kubeconfig: Path, interval_s: float) -> Component:
     """Prometheus on the bed's gateway address, forgetting everything with the bed."""
     config = directory / "prometheus.yml"
-    config.write_text(yaml.safe_dump(_configuration(kubeconfig, interval_s)))
+    config.write_text(yaml.safe_dump(configuration(kubeconfig, interval_s)))
     argv = [
         str(tools.prometheus),
         f"--config.file={config}",

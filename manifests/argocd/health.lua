@@ -22,12 +22,15 @@ end
 if obj.spec.mode == "Paused" then
   return {status = "Suspended", message = "Paused: replicas and weights are held"}
 end
+local ready = condition("Ready")
+if ready.reason == "AwaitingApproval" then
+  return {status = "Suspended", message = ready.message}
+end
 local feasible = condition("Feasible")
 if feasible.status == "False" then
   return {status = "Degraded", message = feasible.message}
 end
 
-local ready = condition("Ready")
 if ready.status == "True" then
   return {status = "Healthy", message = ready.message}
 end

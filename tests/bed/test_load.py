@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from testbed.load import LoadClass, Record, arrivals, by_class, send, summarise
+from testbed import traces
+from testbed.load import Arrival, LoadClass, Record, arrivals, by_class, send, send_arrivals, summarise
 
 CODE = LoadClass("code", share=1, prompt_tokens=100, output_tokens=4, headers={"x-request-class": "code"})
 CHAT = LoadClass("chat", share=3, prompt_tokens=50, output_tokens=8, model="chat")
@@ -267,3 +269,69 @@ def test_a_summary_counts_latencies_of_answered_requests_only() -> None:
     assert found.inter_token_mean_s == pytest.approx(0.15)
     assert list(by_class(records)) == ["chat", "code"]
     assert np.isnan(summarise([]).ttft_p95_s)
+
+
+def test_given_requests_are_sent_as_they_are() -> None:
+    seen = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append((request.headers.get("x-request-class"), (await request.json())["max_tokens"]))
+        return await answering(request)
+
+    async def run() -> list[Record]:
+        planned = [Arrival(0.0, CODE, 10, 3), Arrival(0.15, CHAT, 20, 5), Arrival(0.3, CODE, 30, 2)]
+        async with serving(handler) as url:
+            return await send_arrivals(url, planned)
+
+    began_s = time.time()
+    records = asyncio.run(run())
+    assert [record.error for record in records] == [""] * 3
+    assert sorted(seen, key=str) == [("code", 2), ("code", 3), (None, 5)]
+    assert [record.request_class for record in records] == ["code", "chat", "code"]
+    assert records[2].start_s - began_s >= 0.3
+
+
+def test_given_requests_are_in_order_and_end() -> None:
+    late, early = Arrival(2.0, CHAT, 10, 3), Arrival(1.0, CHAT, 10, 3)
+    with pytest.raises(ValueError, match="in the order"):
+        asyncio.run(send_arrivals("http://127.0.0.1:9", [late, early]))
+    with pytest.raises(ValueError, match="at most"):
+        asyncio.run(send_arrivals("http://127.0.0.1:9", [Arrival(3601.0, CHAT, 10, 3)]))
+
+
+def toy_trace() -> traces.Trace:
+    """Ten requests: nine in the first second, and one after ten."""
+    at_s = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 10.0])
+    return traces.Trace(at_s, np.arange(100, 110), np.arange(1, 11))
+
+
+def test_a_trace_keeps_its_shape_at_another_rate() -> None:
+    found = traces.replayed(toy_trace(), CODE, rate_rps=0.5, duration_s=20.0)
+    assert [arrival.at_s for arrival in found] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6])
+    assert [(arrival.prompt_tokens, arrival.output_tokens) for arrival in found[:2]] == [(100, 1), (101, 2)]
+
+
+def test_a_trace_goes_on_at_its_beginning_and_may_start_anywhere() -> None:
+    found = traces.replayed(toy_trace(), CODE, rate_rps=1.0, duration_s=12.0, offset=0.5, longest_prompt=104, longest_output=3)
+    assert [arrival.at_s for arrival in found[:3]] == pytest.approx([5.0, 5.0, 5.1])
+    assert {arrival.prompt_tokens for arrival in found} <= set(range(100, 105))
+    assert max(arrival.output_tokens for arrival in found) == 3
+
+
+def test_streams_are_merged_in_order_and_a_steady_one_has_no_noise() -> None:
+    found = traces.merged(traces.steady(CODE, 2.0, 3.0), traces.steady(CHAT, 1.0, 3.0, start_s=0.25))
+    assert [arrival.at_s for arrival in found] == sorted(arrival.at_s for arrival in found)
+    assert Counter(arrival.kind.name for arrival in found) == {"code": 6, "chat": 2}
+    assert {arrival.prompt_tokens for arrival in found if arrival.kind is CODE} == {100}
+
+
+@pytest.mark.skipif(not traces.present(), reason="no traces: SERVINGPLAN_DATA names no folder with them")
+@pytest.mark.parametrize(("kind", "requests", "rate_rps"), [("conv", 19_366, 5.5), ("code", 8_819, 2.6)])
+def test_the_published_traces_are_read_as_they_are_described(kind: str, requests: int, rate_rps: float) -> None:
+    trace = traces.azure(kind)
+    assert len(trace.at_s) == requests
+    assert trace.rate_rps == pytest.approx(rate_rps, rel=0.02)
+    assert (np.diff(trace.at_s) >= 0).all()
+    assert trace.output_tokens.min() >= 1
+    whole = traces.replayed(trace, CODE, rate_rps=20.0, duration_s=requests / 20.0)
+    assert len(whole) == pytest.approx(requests, abs=2)

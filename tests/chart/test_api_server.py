@@ -62,7 +62,19 @@ def test_every_example_is_taken_whole(server: Bed, path: Path, tmp_path: Path) -
     assert all(map(holds, stored, given))
 
 
-@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["default"]}], ids=["cluster-wide", "one-namespace"])
+CHART_VALUES = {
+    "cluster-wide": {},
+    "one-namespace": {"watchNamespaces": ["default"]},
+    # What the Prometheus operator takes is not known to a bare API server.
+    "everything-that-is-kubernetes-own": {
+        "networkPolicy": {"enabled": True},
+        "metrics": {"dashboard": {"enabled": True}},
+        "prometheus": {"auth": {"existingSecret": "prometheus-auth", "method": "basic", "ca": True}},
+    },
+}
+
+
+@pytest.mark.parametrize("values", CHART_VALUES.values(), ids=CHART_VALUES)
 def test_every_object_of_the_chart_is_taken_whole(server: Bed, values: dict[str, Any], tmp_path: Path) -> None:
     with helm.Chart.load(ROOT / "charts/servingplan") as chart:
         files = chart.render(values, name="dry-run", namespace="default")

@@ -1,5 +1,7 @@
 """The chart as Helm renders it."""
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,17 @@ import helm_python as helm
 import pytest
 import yaml
 
+from servingplan.api.v1alpha1 import ModelServingPlan
+from servingplan.controller.settings import Settings, add_arguments, from_arguments
+from servingplan.latency.profile import EngineProfile
+from servingplan.render import names, router, vllm
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/servingplan"
 CRD = "servingplan.io_modelservingplans.yaml"
 
 MODES = {"cluster-wide": {}, "two-namespaces": {"watchNamespaces": ["team-a", "team-b"]}}
+EXTRAS = ("serviceMonitor", "podMonitor", "rules", "dashboard")
 EVERYTHING = {
     "image": {"repository": "registry.example/servingplan", "tag": "1.2.3", "pullPolicy": "Always"},
     "imagePullSecrets": [{"name": "pull"}],
@@ -25,6 +33,8 @@ EVERYTHING = {
     "nodeSelector": {"kubernetes.io/os": "linux"},
     "tolerations": [{"operator": "Exists"}],
     "affinity": {"nodeAffinity": {}},
+    "networkPolicy": {"enabled": True},
+    "metrics": {name: {"enabled": True, "labels": {"release": "monitoring"}} for name in EXTRAS},
 }
 
 
@@ -45,7 +55,16 @@ def operator_pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def operator_roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The roles that are bound to the operator, as opposed to those that are there for users."""
+    """The roles for plans that are bound to the operator, as opposed to those that are there for users."""
+    return [role for role in bound_roles(objects) if role not in lease_roles(objects)]
+
+
+def lease_roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The roles by which operators elect a leader."""
+    return [role for role in bound_roles(objects) if any("leases" in rule["resources"] for rule in role["rules"])]
+
+
+def bound_roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
     bound = {
         (b["roleRef"]["kind"], b["metadata"].get("namespace"), b["roleRef"]["name"])
         for b in objects
@@ -89,10 +108,132 @@ def test_the_image_is_of_the_chart_s_own_version() -> None:
     assert operator_pod(render({}))["containers"][0]["image"] == f"servingplan:{version}"
 
 
-def test_the_operator_is_one_pod_that_never_overlaps_its_successor() -> None:
-    (deployment,) = of_kind(render({}), "Deployment")
-    assert deployment["spec"]["replicas"] == 1
-    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+def test_two_operators_stand_apart_and_one_leads() -> None:
+    objects = render({})
+    (deployment,) = of_kind(objects, "Deployment")
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    (spread,) = operator_pod(objects)["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    assert spread["labelSelector"]["matchLabels"] == selector
+    (budget,) = of_kind(objects, "PodDisruptionBudget")
+    assert budget["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": selector}}
+    assert not of_kind(render({"replicas": 1}), "PodDisruptionBudget"), "one alone could never be evicted"
+
+
+def test_the_lease_that_the_operator_is_told_of_is_the_one_it_may_write() -> None:
+    objects = render(MODES["two-namespaces"], name="gpu-planner")
+    (role,) = lease_roles(objects)
+    settings = operator_settings(objects)
+    assert settings.lease is not None
+    assert (role["kind"], role["metadata"]["namespace"]) == ("Role", "servingplan-system")
+    assert [(rule["verbs"], rule.get("resourceNames")) for rule in role["rules"]] == [
+        (["get", "update"], [settings.lease.name]),
+        (["create"], None),
+    ]
+
+
+def operator_settings(objects: list[dict[str, Any]]) -> Settings:
+    """What the operator makes of its arguments."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    (container,) = operator_pod(objects)["containers"]
+    command, *arguments = container["args"]
+    assert command == "controller"
+    return from_arguments(parser.parse_args([*arguments, "--leader-elect-namespace=servingplan-system"]))
+
+
+def test_the_operator_understands_its_arguments() -> None:
+    values = {
+        "prometheus": {"url": "https://prometheus/", "timeoutSeconds": 2.5, "scrapeIntervalSeconds": 30},
+        "tickSeconds": 0.5,
+        "cycleSeconds": 20,
+        "dwellSeconds": 86400,
+        "watchNamespaces": ["a", "b"],
+    }
+    found = operator_settings(render(values))
+    assert (found.prometheus.url, found.prometheus.timeout_s, found.prometheus.scrape_interval_s) == (
+        "https://prometheus",
+        2.5,
+        30,
+    )
+    assert (found.tick_s, found.cycle_s, found.dwell_s, found.namespaces) == (0.5, 20, 86400, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("auth", "keys"),
+    [
+        ({"method": "basic"}, ["username", "password"]),
+        ({"method": "bearer", "ca": True}, ["token", "ca.crt"]),
+        ({"ca": True}, ["ca.crt"]),
+        ({}, []),
+    ],
+)
+def test_what_prometheus_asks_for_is_mounted_and_nothing_else(auth: dict[str, Any], keys: list[str]) -> None:
+    pod = operator_pod(render({"prometheus": {"auth": {"existingSecret": "prometheus-auth"} | auth}}))
+    (container,) = pod["containers"]
+    mounted = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    if not keys:
+        assert mounted == []
+        return
+    (secret,) = mounted
+    assert secret == {
+        "secretName": "prometheus-auth",
+        "defaultMode": 0o440,
+        "items": [{"key": key, "path": key} for key in keys],
+    }
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "prometheus"]
+    assert mount["readOnly"]
+    flags = dict(argument.split("=", 1) for argument in container["args"] if argument.endswith(tuple(keys)))
+    assert flags == {f"--prometheus-{key.removesuffix('.crt')}-file": f"{mount['mountPath']}/{key}" for key in keys}
+    assert "prometheus-auth" not in json.dumps(container["env"])
+
+
+def test_model_servers_and_routers_are_monitored_where_they_say_they_can_be() -> None:
+    owner = names.Owner("llm", "chat", "uid")
+    monitors = {
+        m["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]: m
+        for m in of_kind(render(EVERYTHING), "PodMonitor")
+    }
+    (plan,) = [d for d in yaml.safe_load_all((ROOT / "manifests/plan.yaml").read_text()) if d["kind"] == "ModelServingPlan"]
+    spec = ModelServingPlan.model_validate(plan).spec
+    pool = vllm.Pool(owner, spec.models[0], spec.models[0].setups[0], spec.accelerators[0], EngineProfile())
+    server = vllm.deployment(pool, 1, vllm.VllmSettings(image="vllm:1"), surge=True)
+    envoy = next(o for o in router.router(owner, spec.router, "envoy:1") if o["kind"] == "Deployment")
+    for component, deployment in (("model-server", server), ("router", envoy)):
+        monitor, template = monitors[component]["spec"], deployment["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        assert monitor["selector"]["matchLabels"].items() <= labels.items()
+        assert monitor["namespaceSelector"] == {"matchNames": ["llm"]}
+        (endpoint,) = monitor["podMetricsEndpoints"]
+        ports = {p["name"]: str(p["containerPort"]) for c in template["spec"]["containers"] for p in c["ports"]}
+        annotations = template["metadata"]["annotations"]
+        assert ports[endpoint["port"]] == annotations["prometheus.io/port"]
+        assert endpoint["path"] == annotations["prometheus.io/path"]
+
+
+def test_what_is_for_the_prometheus_operator_is_made_only_when_asked_for() -> None:
+    kinds = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+    assert not kinds & {o["kind"] for o in render({})}
+    made = [o for o in render(EVERYTHING) if o["kind"] in kinds or o["metadata"]["name"].endswith("-dashboard")]
+    assert {o["kind"] for o in made} == kinds | {"ConfigMap"}
+    assert {o["metadata"]["labels"]["release"] for o in made} == {"monitoring"}
+    (service,) = of_kind(render(EVERYTHING), "Service")
+    (monitor,) = of_kind(render(EVERYTHING), "ServiceMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert [e["port"] for e in monitor["spec"]["endpoints"]] == [p["name"] for p in service["spec"]["ports"]]
+
+
+def test_the_operator_s_pods_say_where_they_are_scraped_unless_told_not_to() -> None:
+    def annotations(values: dict[str, Any]) -> dict[str, str]:
+        (deployment,) = of_kind(render(values), "Deployment")
+        return deployment["spec"]["template"]["metadata"].get("annotations", {})
+
+    (container,) = operator_pod(render({}))["containers"]
+    assert annotations({})["prometheus.io/port"] == str(container["ports"][0]["containerPort"])
+    assert annotations({"podAnnotations": {"prometheus.io/scrape": "false"}})["prometheus.io/scrape"] == "false"
+    assert annotations({"metrics": {"annotations": False}}) == {}
 
 
 @pytest.mark.parametrize("values", [*MODES.values(), EVERYTHING], ids=[*MODES, "everything-set"])
@@ -102,7 +243,7 @@ def test_the_operator_s_pod_satisfies_the_restricted_pod_security_standard(value
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-    assert all("emptyDir" in volume for volume in pod["volumes"])
+    assert all({"emptyDir", "secret"} & volume.keys() for volume in pod["volumes"])
     for container in pod["containers"]:
         context = container["securityContext"]
         assert context["capabilities"] == {"drop": ["ALL"]}
@@ -158,14 +299,14 @@ def test_every_binding_speaks_of_the_pod_s_own_service_account(values: dict[str,
 
 def test_roles_and_the_account_can_be_left_to_somebody_else() -> None:
     objects = render({"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "mine"}})
-    assert [o["kind"] for o in objects] == ["Deployment"]
+    assert {o["kind"] for o in objects} == {"Deployment", "Service", "PodDisruptionBudget"}
     assert operator_pod(objects)["serviceAccountName"] == "mine"
 
 
 @pytest.mark.parametrize("name", ["a", "gpu-planner", "r" * 53])
 def test_names_stay_valid_for_any_release_name(name: str) -> None:
     for obj in render(MODES["two-namespaces"], name=name):
-        assert len(obj["metadata"]["name"]) <= (63 if obj["kind"] in {"Deployment", "ServiceAccount"} else 253)
+        assert len(obj["metadata"]["name"]) <= (63 if obj["kind"] in {"Deployment", "Service", "ServiceAccount"} else 253)
 
 
 WRONG_VALUES = [
@@ -178,8 +319,12 @@ WRONG_VALUES = [
     ({"watchNamespaces": "llm"}, "'/watchNamespaces': got string, want array"),
     ({"watchNamespaces": ["My_Team"]}, "'/watchNamespaces/0': 'My_Team' does not match"),
     ({"watchNamespaces": ["a", "a"]}, "'/watchNamespaces': items at 0 and 1 are equal"),
-    ({"resyncSeconds": "30"}, "'/resyncSeconds': got string, want integer"),
-    ({"resyncSeconds": 0}, "'/resyncSeconds': minimum: got 0, want 1"),
+    ({"tickSeconds": "30"}, "'/tickSeconds': got string, want number"),
+    ({"tickSeconds": 0}, "'/tickSeconds': minimum: got 0, want 0.1"),
+    ({"replicas": -1}, "'/replicas': minimum: got -1, want 0"),
+    ({"prometheus": {"auth": {"method": "basic"}}}, "'/prometheus/auth/method': value must be 'none'"),
+    ({"prometheus": {"auth": {"ca": True}}}, "'/prometheus/auth/ca': value must be false"),
+    ({"metrics": {"rules": True}}, "'/metrics/rules': got boolean, want object"),
     ({"logLevel": "loud"}, "'/logLevel': value must be one of 'debug'"),
     ({"serviceAccount": {"create": "yes"}}, "'/serviceAccount/create': got string, want boolean"),
     ({"nodeSelector": {"gpu": True}}, "'/nodeSelector/gpu': got boolean, want string"),

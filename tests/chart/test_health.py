@@ -19,12 +19,15 @@ class Case:
     observed: int | None = 3
     mode: str = "Auto"
     metadata: dict[str, Any] = field(default_factory=dict)
+    reason: str = "Any"
 
 
 def plan(case: Case) -> dict[str, Any]:
     obj: dict[str, Any] = {"metadata": {"generation": 3} | case.metadata, "spec": {"mode": case.mode}}
     if case.observed is not None:
-        conditions = [{"type": kind, "status": s, "message": m} for kind, (s, m) in case.conditions.items()]
+        conditions = [
+            {"type": kind, "status": s, "message": m, "reason": case.reason} for kind, (s, m) in case.conditions.items()
+        ]
         obj["status"] = {"observedGeneration": case.observed, "conditions": conditions}
     return obj
 
@@ -46,6 +49,13 @@ CASES = [
     Case("ready before the last change", ("Progressing", "Waiting for the operator to see this generation"), SERVING, 2),
     Case("being deleted", ("Progressing", "Deleting"), SERVING, metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"}),
     Case("paused", ("Suspended", "Paused: replicas and weights are held"), SERVING, mode="Paused"),
+    Case(
+        "waiting for an approval",
+        ("Suspended", "approve proposal 1a2b to begin"),
+        {"Ready": ("False", "approve proposal 1a2b to begin"), "Feasible": ("Unknown", "")},
+        mode="Recommend",
+        reason="AwaitingApproval",
+    ),
     Case(
         "rolling out",
         ("Progressing", "1 of 2 replicas ready"),

@@ -10,6 +10,7 @@ from servingplan.controller.world import Node, PlanObject, Pod, World
 from servingplan.render import names
 from servingplan.render.vllm import COMPONENT
 
+NOW_S = 1_800_000_000.0
 H100 = "NVIDIA-H100-80GB-HBM3"
 L40S = "NVIDIA-L40S"
 
@@ -110,7 +111,7 @@ def world(*plans: PlanObject, **changes: Any) -> World:
         pods=(),
         children={},
         served={},
-        measured={},
+        now_s=NOW_S,
     )
     return replace(found, **changes)
 

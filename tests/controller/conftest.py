@@ -1,10 +1,11 @@
-"""Makes ``worlds`` importable: test folders are no packages."""
+"""Makes ``worlds`` and ``cluster`` importable: test folders are no packages."""
 
 import importlib.util
 import sys
 from pathlib import Path
 
-_spec = importlib.util.spec_from_file_location("worlds", Path(__file__).with_name("_worlds.py"))
-worlds = importlib.util.module_from_spec(_spec)
-sys.modules["worlds"] = worlds
-_spec.loader.exec_module(worlds)
+for name in ("worlds", "cluster"):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"_{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)

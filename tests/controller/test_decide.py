@@ -6,18 +6,24 @@ import random
 from dataclasses import replace
 
 import pytest
+from cluster import Cluster
 from worlds import H100, L40S, deployment, foreign, manifest, node, plan, pod, world
 
 from servingplan.api.routing_table import WEIGHT_TOTAL
 from servingplan.controller.decide import decide
+from servingplan.controller.policy import Policy
 from servingplan.render import names
 
 LARGE, SMALL = ("large", "tp2"), ("small", "l40s")
 KEY = "llm/chat"
 
 
+def decide_of(seen):
+    return decide(seen, Policy())
+
+
 def decision(seen):
-    return decide(seen)[KEY]
+    return decide(seen, Policy())[KEY]
 
 
 def test_a_new_plan_starts_its_replicas_and_routes_nothing_yet():
@@ -42,19 +48,23 @@ def test_a_terminating_pod_gets_no_weight():
     assert found.table.classes[0].weights == {}
 
 
-def test_old_replicas_serve_on_until_the_new_ones_are_ready():
-    seen = plan()
-    small = tuple(pod(seen, *SMALL, number, node="n2", requests={"nvidia.com/gpu": 1}) for number in range(2))
-    running = world(seen, pods=small, children=deployment(seen, *SMALL, 2))
-    found = decision(running)
-    assert found.target[SMALL] == 0
-    assert found.asked[SMALL] == 2
-    assert found.table.classes[0].shares == {"small": 1.0}
-    large = tuple(pod(seen, *LARGE, number) for number in range(found.target[LARGE]))
-    children = deployment(seen, *SMALL, 2) | deployment(seen, *LARGE, found.target[LARGE])
-    found = decision(replace(running, pods=small + large, children=children))
-    assert found.asked[SMALL] == 0
-    assert found.table.classes[0].shares == {"large": 1.0}
+def test_old_replicas_serve_on_until_the_new_ones_are_ready_and_no_router_sends_there():
+    models = manifest()["spec"]["models"]
+    models[0]["setups"][0]["maxReplicas"] = 0
+    cluster = Cluster([plan(manifest(models=models))])
+    assert cluster.rest().ready[SMALL] > 0
+    old = cluster.decisions[KEY][-1].ready[SMALL]
+    cluster.change(manifest())
+    before = len(cluster.decisions[KEY])
+    end = cluster.rest()
+    assert end.ready[SMALL] == 0
+    assert end.table.classes[0].shares == {"large": 1.0}
+    large, small = names.pool_name("chat", *LARGE), names.pool_name("chat", *SMALL)
+    for step, found in enumerate(cluster.decisions[KEY][before:], before):
+        weights = found.table.classes[0].weights
+        assert not weights.get(large) or found.ready[LARGE] > 0
+        if found.asked[SMALL] < old:
+            assert cluster.decisions[KEY][step - 1].table.classes[0].weights.get(small, 0) == 0
 
 
 def test_a_limit_holds_while_pods_on_their_way_out_still_hold_units():
@@ -85,7 +95,7 @@ def test_a_node_that_cannot_take_pods_offers_nothing(change):
 def test_the_pods_of_a_held_plan_keep_their_accelerators():
     held = plan(manifest("held", mode="Paused"))
     pods = tuple(pod(held, *LARGE, number) for number in range(4))
-    found = decide(world(plan(), held, pods=pods))
+    found = decide_of(world(plan(), held, pods=pods))
     assert set(found) == {KEY}
     assert found[KEY].target[LARGE] == 0
 
@@ -93,7 +103,7 @@ def test_the_pods_of_a_held_plan_keep_their_accelerators():
 def test_two_plans_are_decided_together():
     rate = [{"name": "chat", "rate": 150}]
     one, two = plan(manifest(requestClasses=rate)), plan(manifest("other", requestClasses=rate))
-    found = decide(world(one, two))
+    found = decide_of(world(one, two))
     units = sum(a.units for each in found.values() for a in each.planned.allocations)
     assert 0 < units <= 12
 
@@ -140,7 +150,7 @@ def test_equal_worlds_in_any_order_have_equal_decisions():
     plans = [plan(), plan(manifest("other")), plan(manifest("third", "elsewhere"))]
     pods = [pod(plans[0], *LARGE, number) for number in range(3)]
     seen = world(*plans, pods=tuple(pods), nodes=(node("n1", H100, 8), node("n2", L40S, 4), node("n3", H100, 8)))
-    expected = decide(seen)
+    expected = decide(seen, Policy())
     chance = random.Random(3)
 
     def shuffled(items):
@@ -148,4 +158,4 @@ def test_equal_worlds_in_any_order_have_equal_decisions():
 
     for _ in range(3):
         again = replace(seen, plans=shuffled(seen.plans), pods=shuffled(seen.pods), nodes=shuffled(seen.nodes))
-        assert decide(again) == expected
+        assert decide(again, Policy()) == expected

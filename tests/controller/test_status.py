@@ -5,21 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from worlds import H100, deployment, manifest, node, plan, pod, world
+from worlds import H100, NOW_S, deployment, manifest, node, plan, pod, world
 
+from servingplan.calibration.readings import Found, Histogram, PoolReading, Readings
 from servingplan.controller.decide import decide
+from servingplan.controller.policy import Policy
 from servingplan.controller.status import status
-from servingplan.controller.world import Measured, Pod, Served
+from servingplan.controller.times import text_of
+from servingplan.controller.world import Pod, Served
 from servingplan.render import names
 
 LARGE = ("large", "tp2")
 KEY = "llm/chat"
-NOW = "2026-01-01T00:00:00Z"
+NOW = text_of(NOW_S)
 
 
 def reported(seen, stamp="abc.0"):
     (target,) = [each for each in seen.plans if each.key == KEY]
-    return status(target, decide(seen).get(KEY), seen, stamp, lambda: NOW)
+    return status(target, decide(seen, Policy()).get(KEY), seen, stamp)
 
 
 def condition(found, kind):
@@ -29,7 +32,7 @@ def condition(found, kind):
 def serving(**changes):
     """A world in which the plan is in place."""
     seen = plan()
-    target = decide(world(seen))[KEY].target[LARGE]
+    target = decide(world(seen), Policy())[KEY].target[LARGE]
     pods = tuple(pod(seen, *LARGE, number) for number in range(target))
     base = world(
         seen,
@@ -138,8 +141,8 @@ def test_the_same_world_later_changes_nothing():
     seen = serving()
     first = reported(seen)
     (target,) = seen.plans
-    again = replace(seen, plans=(replace(target, status=first),))
-    assert status(again.plans[0], decide(again)[KEY], again, "abc.0", lambda: "2027-01-01T00:00:00Z") == first
+    again = replace(seen, plans=(replace(target, status=first),), now_s=NOW_S + 3600)
+    assert reported(again) == first
 
 
 def test_a_decision_with_other_replicas_opens_the_history():
@@ -152,37 +155,44 @@ def test_a_decision_with_other_replicas_opens_the_history():
     assert found["history"][0]["replicas"] != found["history"][1]["replicas"]
 
 
-def measured(ttft_p95_s: float) -> Measured:
-    pool = names.pool_name("chat", *LARGE)
-    return Measured(ttft_mean_s={pool: 0.1}, ttft_p95_s={pool: ttft_p95_s}, inter_token_mean_s={pool: 0.02}, found=True)
+def measured(slow: float, found: Found = Found.FOUND) -> dict[str, Readings]:
+    """A thousand requests, of which a fraction took between 0.8 and 1.2 s and the rest less."""
+    ttft = Histogram((0.4, 0.8, 1.2, float("inf")), (500.0, 500.0 - 1000 * slow, 1000 * slow, 0.0), 400.0)
+    reading = PoolReading(replicas=2, rate_rps=10.0, ttft=ttft, age_s=3.0)
+    return {KEY: Readings(found, pools={names.pool_name("chat", *LARGE): reading}, taken_s=NOW_S)}
 
 
 def test_measured_latency_is_held_against_the_slo():
-    assert condition(reported(serving(measured={KEY: measured(0.5)})), "SLOMet")["status"] == "True"
-    late = condition(reported(serving(measured={KEY: measured(0.9)})), "SLOMet")
+    assert condition(reported(serving(readings=measured(0.02))), "SLOMet")["status"] == "True"
+    late = condition(reported(serving(readings=measured(0.1))), "SLOMet")
     assert late["status"] == "False"
-    assert "TTFT 0.90 s, bound 0.8 s" in late["message"]
+    assert "TTFT within 0.8 s for 90.0% of the requests, 95 % are promised" in late["message"]
 
 
 @pytest.mark.parametrize(
     ("seen", "reason"),
-    [(Measured(error="refused"), "PrometheusUnreachable"), (Measured(), "MetricsMissing")],
-    ids=["away", "empty"],
+    [
+        (Readings(Found.UNREACHABLE, error="refused"), "PrometheusUnreachable"),
+        (Readings(Found.MISSING), "MetricsMissing"),
+        (Readings(Found.STALE), "MetricsStale"),
+    ],
+    ids=["away", "empty", "old"],
 )
 def test_missing_metrics_are_said_and_not_taken_for_good_latency(seen, reason):
-    found = reported(serving(measured={KEY: seen}))
+    found = reported(serving(readings={KEY: seen}))
     assert condition(found, "MetricsAvailable")["reason"] == reason
     assert condition(found, "SLOMet")["status"] == "Unknown"
     assert condition(found, "Ready")["status"] == "True"
 
 
 def test_a_measured_figure_that_moves_little_is_not_written_again():
-    seen = serving(measured={KEY: measured(0.5)})
+    seen = serving(readings=measured(0.02))
     first = reported(seen)
+    assert first["allocations"][0]["observed"] == {"ttftMean": "0.4", "ttftP95": "0.775", "time": NOW}
     known = (replace(seen.plans[0], status=first),)
-    assert reported(replace(seen, plans=known, measured={KEY: measured(0.52)})) == first
-    moved = reported(replace(seen, plans=known, measured={KEY: measured(0.7)}))
-    assert moved["allocations"][0]["observed"]["ttftP95"] == "0.7"
+    assert reported(replace(seen, plans=known, readings=measured(0.03))) == first
+    moved = reported(replace(seen, plans=known, readings=measured(0.2)))
+    assert moved["allocations"][0]["observed"]["ttftP95"] == "1.1"
 
 
 def test_router_pods_that_cannot_start_are_named_too():
@@ -200,6 +210,6 @@ def test_nodes_of_one_kind_suffice_for_a_plan_that_needs_no_other():
 
 
 def test_a_start_of_the_operator_is_no_news_about_the_metrics():
-    first = reported(serving(measured={KEY: measured(0.5)}))
+    first = reported(serving(readings=measured(0.02)))
     known = (replace(serving().plans[0], status=first),)
-    assert reported(serving(plans=known, measured={KEY: Measured(awaited=True)})) == first
+    assert reported(serving(plans=known, readings={KEY: Readings(Found.AWAITED)})) == first

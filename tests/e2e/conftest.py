@@ -23,7 +23,12 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/servingplan"
 RELEASE, SYSTEM = "servingplan", "servingplan-system"
 CONTROLLER = "deployment/servingplan-controller"
-VALUES = {"prometheus": {"url": "http://prometheus.monitoring.svc:9090"}, "resyncSeconds": 5}
+VALUES = {
+    # The bed scrapes every second.
+    "prometheus": {"url": "http://prometheus.monitoring.svc:9090", "scrapeIntervalSeconds": 1},
+    "tickSeconds": 3,
+    "cycleSeconds": 15,
+}
 CODE = {"x-request-class": "code"}
 GENTLE = {
     # Tests that are not about draining need not wait for it.

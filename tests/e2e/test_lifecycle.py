@@ -61,6 +61,8 @@ def test_a_restarted_operator_writes_nothing(apply, gentle_plan):
     plan = apply(gentle_plan)
     plan.wait()
     plan.wait("MetricsAvailable")
+    # The first window of arrivals ends half a minute after the routers are scraped.
+    wait_until(lambda: len(plan.body()["status"].get("demand", [])) == 2, 90, "arrivals of both classes")
     before = settled(plan)
     plan.cluster.kubectl("rollout", "restart", CONTROLLER, "-n", SYSTEM)
     plan.cluster.kubectl("rollout", "status", CONTROLLER, "-n", SYSTEM, "--timeout=60s")

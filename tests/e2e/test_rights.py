@@ -7,7 +7,10 @@ import json
 import pytest
 
 ACCOUNT = "system:serviceaccount:servingplan-system:servingplan-controller"
-SYSTEM_ROLE = "servingplan-system-servingplan-controller"
+ROLES = (
+    ("clusterrole", "servingplan-system-servingplan-controller"),
+    ("role", "servingplan-controller-lease", "--namespace=servingplan-system"),
+)
 
 
 def asked(audit_log):
@@ -21,9 +24,21 @@ def asked(audit_log):
 
 
 def granted(bed):
-    """(API group, resource, verb) of the operator's role."""
-    role = bed.get("clusterrole", SYSTEM_ROLE)
-    return {(g, r, v) for rule in role["rules"] for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+    """(API group, resource, verb) of the operator's roles."""
+    rules = [rule for where in ROLES for rule in bed.get(*where)["rules"]]
+    return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+@pytest.mark.last
+def test_the_one_lease_that_the_operator_touches_is_its_own(operator):
+    if not operator.controls_nodes:
+        pytest.skip("another cluster's audit log is not ours to read")
+    touched = {
+        (event["objectRef"].get("namespace"), event["objectRef"].get("name"))
+        for (_, resource, verb), event in asked(operator.audit_log)
+        if resource == "leases" and verb != "create"
+    }
+    assert touched == {("servingplan-system", "servingplan-controller")}
 
 
 @pytest.mark.last

@@ -361,3 +361,23 @@ def test_a_load_at_the_very_capacity_has_an_answer(factor):
     decision = answer(loaded(factor * full, models=models, budget_per_hour=11.0))
     assert decision.routes[0].shed == pytest.approx(0.0, abs=2e-6)
     assert decision.cost_per_hour <= 11.0
+
+
+def test_a_little_quality_is_given_up_for_a_cheaper_plan_and_no_more():
+    one = capacity_rps(LARGE.profile, MIX, SLO)
+    demand = loaded(one * 1.002)
+    dear, cheap = answer(demand), answer(demand, slack=2e-3)
+    assert replicas(dear)["large/tp2"] == 2
+    assert replicas(cheap)["large/tp2"] == 1
+    assert cheap.feasible
+    assert dear.quality * (1 - 2e-3) <= cheap.quality < dear.quality
+
+
+@pytest.mark.parametrize("units", [0, 2, 4])
+def test_no_more_units_start_than_may(units):
+    models = (ModelOption("large", {"chat": 0.7}, (LARGE,)), ModelOption("small", {"chat": 0.5}, (SMALL,)))
+    demand = plan(models=models, max_started_units=units)
+    decision = answer(demand)
+    assert sum(a.units for a in decision.allocations) <= units
+    running = replace(demand, models=(replace(models[0], setups=(replace(LARGE, current_replicas=2),)), models[1]))
+    assert sum(a.units for a in answer(running).allocations) <= 4 + units

@@ -109,8 +109,15 @@ def _class_matches(of: RoutingTable) -> list[tuple[str, set[str]]]:
     return [
         (route["stat_prefix"], {header["name"] for header in route["match"]["headers"]} - {":method"})
         for route in routes(of)
-        if "stat_prefix" in route
+        if not route.get("stat_prefix", "model:").startswith("model:")
     ]
+
+
+def test_requests_that_name_a_model_are_counted_apart_from_the_classes_and_without_a_dot():
+    dotted = ModelEntry(name="mid-3.1", pools=(pool("m1"),), weights={"m1": ALL})
+    classes = (ClassEntry(name="mid", weights={"m1": ALL}),)
+    counted = [route["stat_prefix"] for route in routes(table(models=(dotted,), classes=classes)) if "stat_prefix" in route]
+    assert counted == ["model:mid-3:1", "mid"]
 
 
 def test_the_class_without_headers_is_tried_last_wherever_it_stands():

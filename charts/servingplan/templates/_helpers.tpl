@@ -70,3 +70,24 @@ that blocks the owner's deletion.
   resources: [nodes]
   verbs: [list, watch]
 {{- end }}
+
+{{/*
+The Lease by which one of several operators leads. A create cannot be granted for one name alone.
+*/}}
+{{- define "servingplan.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "servingplan.controller" . }}]
+  verbs: [get, update]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+{{- end }}
+
+{{/* Folder of the Secret for Prometheus, and the keys of it that are used. */}}
+{{- define "servingplan.prometheusFolder" -}}/etc/servingplan/prometheus{{- end }}
+
+{{- define "servingplan.prometheusKeys" -}}
+{{- $auth := .Values.prometheus.auth }}
+{{- if eq $auth.method "basic" }}username password{{ else if eq $auth.method "bearer" }}token{{ end }}{{ if $auth.ca }} ca.crt{{ end }}
+{{- end }}

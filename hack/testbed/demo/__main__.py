@@ -29,7 +29,11 @@ _MANIFEST = _CHECKOUT / "manifests" / "plan.yaml"
 _CHART = _CHECKOUT / "charts" / "servingplan"
 _OPERATOR_NAMESPACE = "servingplan-system"
 _NAMESPACE = "llm"
-_VALUES = {"prometheus": {"url": "http://prometheus.monitoring.svc:9090"}, "resyncSeconds": 10}
+_VALUES = {
+    "prometheus": {"url": "http://prometheus.monitoring.svc:9090", "scrapeIntervalSeconds": 5},
+    "tickSeconds": 5,
+    "cycleSeconds": 20,
+}
 _IMAGE_ENV = {"vllm/vllm-openai": {"SIM_COLD_START_S": "5"}}
 _PLAIN_WIDTH = 130
 _TOO_BUSY = 0.7

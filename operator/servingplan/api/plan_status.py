@@ -143,6 +143,9 @@ class Proposal(Object):
     """What the operator would do, in mode Recommend."""
 
     id: str = Field(description="Names exactly this proposal; kubectl servingplan approve sends it.")
+    weights: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="Share of every class by model/setup once everything proposed is ready."
+    )
     time: str = Field(json_schema_extra={"format": "date-time"}, description="When it was made.")
     generation: int = Field(description="Generation of the spec it follows.")
     reason: str = Field(description="Why it was made.")
@@ -155,9 +158,13 @@ class Proposal(Object):
 class Approval(Object):
     """The proposal that was approved last, which is what stands in mode Recommend."""
 
-    id: str = Field(description="The proposal.")
-    time: str = Field(json_schema_extra={"format": "date-time"}, description="When it was adopted.")
-    refused: str | None = Field(default=None, description="An approval that names another proposal than the present one.")
+    id: str = Field(default="", description="The proposal; empty while none was adopted.")
+    time: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When it was adopted.")
+    generation: int | None = Field(default=None, description="Generation of the spec that it followed.")
+    weights: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="Share of every class by model/setup, as it was approved."
+    )
+    refused: str | None = Field(default=None, description="Why the present approval is not followed.")
 
 
 class MetricsStatus(Object):

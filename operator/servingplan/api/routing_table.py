@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 WEIGHT_TOTAL = 1_000_000
@@ -104,6 +104,14 @@ class RoutingTable(_Table):
     def digest(self) -> str:
         """Sixteen hex digits that differ when anything in the table differs."""
         return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
+
+
+def read_table(text: str | None) -> RoutingTable | None:
+    """A table as it was written; None where there is none, or someone has spoilt it."""
+    try:
+        return RoutingTable.model_validate_json(text) if text else None
+    except ValidationError:
+        return None
 
 
 def whole_weights(shares: dict[str, float]) -> dict[str, int]:

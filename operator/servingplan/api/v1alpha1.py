@@ -45,6 +45,9 @@ PLURAL = "modelservingplans"
 AUTO = "auto"
 """The model name by which clients leave the choice to the plan; the plan's own name does the same."""
 
+APPROVE_ANNOTATION = f"{GROUP}/approve"
+"""By it a user approves a proposal: the value is the proposal's id. The operator reads it and never writes it."""
+
 PLAN_NAME_LENGTH = 40
 """Children's names begin with the plan's name, and a Service's name ends at 63 characters."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LOAD_BINS = (0.3, 0.5, 0.7)
-"""Edges between the load bins, as fractions of the corrected stable rate: four bins."""
+from servingplan.latency.correction import LOAD_BINS
+
+__all__ = ["LOAD_BINS", "Applied", "SetupMemory"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ A figure that is missing is None or absent, never zero: a counter that nobody sc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -54,12 +55,50 @@ class Histogram:
         return self.total / self.count if self.count > 0 else None
 
     def quantile(self, percentile: float) -> Estimate | None:
-        """A percentile between 0 and 100, interpolated in its bucket; None without observations."""
-        raise NotImplementedError
+        """A percentile between 0 and 100, interpolated in its bucket; None without observations.
+
+        In the infinite bucket the value is its lower edge, as in PromQL.
+
+        Raises:
+            ValueError: The percentile is outside of 0 to 100.
+        """
+        if not 0 <= percentile <= 100:
+            message = f"a percentile lies between 0 and 100, not at {percentile}"
+            raise ValueError(message)
+        rank, below = percentile / 100 * self.count, 0.0
+        filled = [place for place, count in enumerate(self.counts) if count > 0]
+        for place in filled:
+            count = self.counts[place]
+            # The sum of the fractions that Prometheus extrapolates may end a hair below the rank.
+            if below + count >= rank or place == filled[-1]:
+                low, high = self._bounds(place)
+                part = min(1.0, max(0.0, rank - below) / count)
+                return Estimate(low if high == math.inf else low + part * (high - low), low, high)
+            below += count
+        return None
 
     def share_within(self, bound: float) -> Estimate | None:
-        """Fraction of the observations up to a bound, interpolated in the bucket around it; None without observations."""
-        raise NotImplementedError
+        """Fraction of the observations up to a bound, interpolated in the bucket around it; None without observations.
+
+        Of the infinite bucket nothing is taken to be within the bound.
+        """
+        total = self.count
+        if total <= 0:
+            return None
+        below = 0.0
+        for place, count in enumerate(self.counts):
+            low, high = self._bounds(place)
+            if bound < high:
+                part = 0.0 if bound <= low or high == math.inf else (bound - low) / (high - low)
+                most = below + (count if bound > low else 0.0)
+                return Estimate((below + part * count) / total, below / total, most / total)
+            below += count
+        return Estimate(1.0, 1.0, 1.0)
+
+    def _bounds(self, place: int) -> tuple[float, float]:
+        """Edges of a bucket. What is measured is not negative, so the first bucket begins at zero."""
+        high = self.edges[place]
+        return (self.edges[place - 1] if place else min(0.0, high)), high
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +175,10 @@ class Readings:
     aliases: dict[str, str] = field(default_factory=dict)
     taken_s: float = 0.0
     window_s: float = 60.0
+
+    @property
+    def age_s(self) -> float | None:
+        """Age of the oldest figure when it was taken; None where there is none."""
+        ages = [pool.age_s for pool in self.pools.values() if pool.rate_rps is not None]
+        ages += [history.age_s for history in (*self.classes.values(), *self.models.values())]
+        return max(ages, default=None)

@@ -1,33 +1,38 @@
 """From what is seen to what is wanted: replicas to ask for, and weights for the replicas that stand.
 
-1. Every plan that can be read becomes a demand; one that cannot, is paused, or lacks something it names is *held*: its replicas
+1. Every plan that can be read becomes a case; one that cannot, is paused, or lacks something it names is *held*: its replicas
    stay, and the units that its pods request are not for others.
-2. One solve over all plans chooses the target replicas (``planning.solve``).
-3. One step towards the targets (``planning.transition``).
-4. One solve per plan with the replicas that are ready, and will not be taken away by the step, gives its weights.
+2. What was measured is learnt (``controller.learn``), and what does not start is given up (``controller.failing``).
+3. One choice over all plans says which replicas are wanted (``controller.choose``).
+4. One step towards them (``planning.transition``): growth now, the rest when nothing is sent there any more.
+5. One solve per plan with the replicas that are ready, and will not be taken away, gives its weights; the published ones follow
+   them step by step (``controller.shift``).
 
 Pure: equal worlds give equal decisions.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from servingplan.api import v1alpha1
+from servingplan.api import plan_status, v1alpha1
 from servingplan.api.routing_table import ClassEntry, ModelEntry, Pool, RoutingTable, whole_weights
+from servingplan.controller import demands, recommend
+from servingplan.controller.case import Case, case_of
+from servingplan.controller.choose import Cause, Chosen, Key, Solver, choose
+from servingplan.controller.failing import given_up
+from servingplan.controller.learn import Learnt, learnt
+from servingplan.controller.memory import Kept, Memory, SetupKey, recall
+from servingplan.controller.policy import Policy
+from servingplan.controller.shift import stepped
 from servingplan.controller.world import PlanObject, World
-from servingplan.planning.build import plan_demand, service_level
+from servingplan.planning.build import service_level
+from servingplan.planning.compiled import SolverFailed
 from servingplan.planning.prices import TEMPERATURE
-from servingplan.planning.problem import Plan, PlanDecision, PlanDemand, Problem, Standing
+from servingplan.planning.problem import PlanDecision, PlanDemand, Problem, Route, Standing
 from servingplan.planning.solve import solve
 from servingplan.planning.transition import SetupState, step
 from servingplan.render import names
-from servingplan.render.vllm import COMPONENT as MODEL_SERVER
-
-SetupKey = tuple[str, str]
-_IDLE_RPS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,72 +43,68 @@ class Decision:
         target: Replicas by (model, setup) that the plan ends at.
         asked: Replicas by (model, setup) to ask for now.
         ready: Replicas by (model, setup) that are ready now.
-        planned: The answer for the targets.
-        table: The routing table for the replicas that stand now.
+        planned: The answer for the targets, at the rates that are planned for; None where no plan was found in time.
+        sharing: The answer for what stands, at the rates that are routed.
+        table: The routing table to publish now.
+        settled: Whether its weights are where they end, and served by every ready router.
         unmatched: Accelerators that no node matches.
         surge: Setups whose pods may be renewed one up before one down, because their nodes have room.
-        solver_status: How the solve ended.
+        memory: What is to be remembered.
+        cause: Why the target is what it is.
+        news: What moved enough to plan anew for, one phrase each.
+        burning: Bounds that are being missed, one phrase each.
+        proved: Whether the last search for replicas ended with its proof.
         gap: Relative distance between what was found and the proven bound.
+        proposal: What would be done, in mode Recommend.
+        approval: What was approved; None in other modes.
     """
 
     plan: PlanObject
     target: dict[SetupKey, int]
     asked: dict[SetupKey, int]
     ready: dict[SetupKey, int]
-    planned: PlanDecision
+    planned: PlanDecision | None
+    sharing: PlanDecision | None
     table: RoutingTable
+    settled: bool
     unmatched: tuple[str, ...]
     surge: frozenset[SetupKey]
-    solver_status: str
+    memory: Memory
+    cause: Cause
+    news: tuple[str, ...]
+    burning: tuple[str, ...]
+    proved: bool
     gap: float
+    proposal: plan_status.Proposal | None = None
+    approval: plan_status.Approval | None = None
 
 
-Solver = Callable[[Problem], Plan]
-
-
-def decide(world: World, solver: Solver = solve) -> dict[str, Decision]:
+def decide(world: World, policy: Policy, solver: Solver = solve) -> dict[str, Decision]:
     """Decisions by plan key; plans that are held have none.
 
     Args:
         world: What is seen.
+        policy: Periods of the loop.
         solver: ``planning.solve.solve``, or one that remembers its answers.
     """
     active = tuple(plan for plan in sorted(world.plans, key=lambda plan: plan.key) if held_because(plan) == "")
     if not active:
         return {}
-    free = {plan.key: _free_units(plan, active, world) for plan in active}
-    demands = tuple(plan_demand(plan.key, _spec(plan), plan.profiles, free[plan.key], _running(world, plan)) for plan in active)
-    planned = solver(Problem(demands))
-    targets = {(plan.key, a.model, a.setup): a.replicas for plan in active for a in planned.of(plan.key).allocations}
-    ready = _ready(world, active)
-    asked = _next_step(active, world, targets, ready, free)
-    standing = {key: min(ready[key], asked[key]) for key in targets}
+    seen = [_case(plan, active, world, policy) for plan in active]
+    cases, lessons = tuple(case for case, _ in seen), {case.key: lesson for case, lesson in seen}
+    approvals = {case.key: recommend.approved(case) for case in cases if recommend.waits(case)}
+    fixed = {key: stands for key, (stands, _) in approvals.items()}
+    chosen = choose(cases, policy, solver, world.now_s, fixed)
+    best = choose(cases, policy, solver, world.now_s) if fixed else chosen
+    asked = _next_step(cases, chosen.target, world)
     found = {}
-    for plan, demand in zip(active, demands, strict=True):
-        served = _served_part(demand, planned.of(plan.key))
-        sharing = solver(Problem((served,), standing=Standing(standing, _strictest(plan, planned)))).of(plan.key)
-
-        def mine(by_setup: dict[tuple[str, str, str], int], key: str = plan.key) -> dict[SetupKey, int]:
-            return {(model, setup): count for (owner, model, setup), count in by_setup.items() if owner == key}
-
-        found[plan.key] = Decision(
-            plan=plan,
-            target=mine(targets),
-            asked=mine(asked),
-            ready=mine(ready),
-            planned=planned.of(plan.key),
-            table=_table(plan, planned.of(plan.key), sharing),
-            unmatched=tuple(name for name, units in sorted(free[plan.key].items()) if not units),
-            surge=_with_room(plan, planned.of(plan.key), free[plan.key]),
-            solver_status=planned.status,
-            gap=planned.gap,
-        )
+    for case in cases:
+        stands, approval = approvals.get(case.key, (None, None))
+        decision = _decision(case, lessons[case.key], chosen, asked, policy, solver, world.now_s, approval)
+        if stands is not None and approval is not None:
+            decision = _recommended(case, decision, stands, approval, chosen, best, world.now_s)
+        found[case.key] = decision
     return found
-
-
-def _strictest(plan: PlanObject, planned: Plan) -> dict[tuple[str, str, str], str]:
-    """The class that the plan keeps each setup strict for: who may share a queue while replicas start and stop."""
-    return {(plan.key, a.model, a.setup): a.strictest for a in planned.of(plan.key).allocations if a.strictest}
 
 
 def held_because(plan: PlanObject) -> str:
@@ -117,117 +118,187 @@ def held_because(plan: PlanObject) -> str:
     return ""
 
 
-def _spec(plan: PlanObject) -> v1alpha1.ModelServingPlanSpec:
-    assert plan.spec is not None, "only plans that are not held get here"
-    return plan.spec
+def _case(plan: PlanObject, active: tuple[PlanObject, ...], world: World, policy: Policy) -> tuple[Case, Learnt]:
+    """A plan with what is remembered of it, after this look at the world."""
+    case = case_of(plan, active, world, recall(plan))
+    lesson = learnt(case, policy, world.now_s)
+    case = replace(case, memory=lesson.memory)
+    lost = given_up(case, world.nodes, world.now_s)
+    setups = {
+        key: replace(case.memory.kept(key), given_up=lost.get(key)) for key in case.pools if case.memory.setups or key in lost
+    }
+    return replace(case, memory=replace(case.memory, setups=setups)), lesson
 
 
-def _ready(world: World, active: tuple[PlanObject, ...]) -> dict[tuple[str, str, str], int]:
-    """Replicas that are ready and stay, by plan key, model and setup."""
-    pods = Counter(
-        (pod.plan_key, pod.pool)
-        for pod in world.pods
-        if pod.component == MODEL_SERVER and pod.ready and not pod.terminating and not pod.finished
+def _decision(
+    case: Case,
+    lesson: Learnt,
+    chosen: Chosen,
+    asked: dict[Key, int],
+    policy: Policy,
+    solver: Solver,
+    now_s: float,
+    approval: plan_status.Approval | None,
+) -> Decision:
+    target = {key: chosen.target[case.key, *key] for key in case.pools}
+    ask = {key: asked[case.key, *key] for key in case.pools}
+    planned = chosen.planned.of(case.key) if chosen.planned else None
+    strictest = {(case.key, a.model, a.setup): a.strictest for a in planned.allocations if a.strictest} if planned else {}
+    sharing, shed = _shares(case, target, ask, strictest, solver)
+    wanted = _table(case, sharing, shed)
+    if approval is not None:
+        wanted = recommend.as_approved(case, wanted, approval)
+    ready = frozenset(pool for key, pool in case.pools.items() if case.ready[key] > 0)
+    table, arrived = stepped(case.published, wanted, ready, _unseen(case, policy, now_s), synced=case.synced)
+    settled = arrived and case.synced and _same_weights(case.published, table)
+    objective = chosen.planned.objective if chosen.planned else 0.0
+    return Decision(
+        plan=case.plan,
+        target=target,
+        # What is still sent requests stays until no router sends any.
+        asked=ask if settled else {key: max(ask[key], min(case.running[key], case.ready[key])) for key in ask},
+        ready=case.ready,
+        planned=planned,
+        sharing=sharing,
+        table=table,
+        settled=settled,
+        unmatched=tuple(name for name, units in sorted(case.free.items()) if not units),
+        surge=_with_room(case, target),
+        memory=_remembered(case, target, now_s),
+        cause=chosen.causes[case.key],
+        news=lesson.news,
+        burning=lesson.burning,
+        proved=chosen.proved,
+        gap=max(0.0, chosen.bound - objective) / abs(objective) if objective else 0.0,
     )
-    return {
-        (plan.key, model.name, setup.name): pods[plan.key, names.pool_name(plan.owner.name, model.name, setup.name)]
-        for plan in active
-        for model in _spec(plan).models
-        for setup in model.setups
-    }
 
 
-def _free_units(plan: PlanObject, active: tuple[PlanObject, ...], world: World) -> dict[str, dict[str, int]]:
-    """Units by accelerator and node that are allocatable and not requested by pods that no active plan owns."""
-    owners = {other.key for other in active}
-    taken: dict[tuple[str, str], int] = {}
-    for pod in world.pods:
-        if pod.finished or not pod.node or (pod.plan_key in owners and pod.component == MODEL_SERVER):
-            continue
-        for resource, units in pod.requests.items():
-            taken[pod.node, resource] = taken.get((pod.node, resource), 0) + units
-    return {
-        kind.name: {
-            node.name: max(0, node.allocatable[kind.resource] - taken.get((node.name, kind.resource), 0))
-            for node in sorted(world.nodes, key=lambda node: node.name)
-            if node.schedulable and kind.resource in node.allocatable and kind.node_selector.items() <= node.labels.items()
-        }
-        for kind in _spec(plan).accelerators
-    }
+def _shares(
+    case: Case, target: dict[SetupKey, int], asked: dict[SetupKey, int], strictest: dict[Key, str], solver: Solver
+) -> tuple[PlanDecision | None, dict[str, float]]:
+    """How what stands is shared out, and which part of each class even the targets could not serve in time."""
+    demand = demands.routed(case)
+    whole = {(case.key, *key): count for key, count in target.items()}
+    standing = {(case.key, *key): min(case.ready[key], asked[key]) for key in asked}
+    try:
+        ending = solver(Problem((demand,), standing=Standing(whole, strictest), overload=False)).of(case.key)
+        shed = {route.request_class: route.shed for route in ending.routes}
+        served = _less(demand, shed)
+        return solver(Problem((served,), standing=Standing(standing, strictest))).of(case.key), shed
+    except SolverFailed:
+        return None, {}
 
 
-def _next_step(
-    active: tuple[PlanObject, ...],
-    world: World,
-    targets: dict[tuple[str, str, str], int],
-    ready: dict[tuple[str, str, str], int],
-    free: dict[str, dict[str, dict[str, int]]],
-) -> dict[tuple[str, str, str], int]:
+def _less(demand: PlanDemand, shed: dict[str, float]) -> PlanDemand:
+    """The demand less what is refused: sharing out what stands must not refuse more."""
+    return replace(
+        demand,
+        classes=tuple(
+            replace(entry, rate_rps=entry.rate_rps * max(demands.IDLE_RPS, 1 - shed.get(entry.name, 0.0)))
+            for entry in demand.classes
+        ),
+    )
+
+
+def _unseen(case: Case, policy: Policy, now_s: float) -> frozenset[str]:
+    """Pools that nobody has measured and that are in their first cycle; none where no metrics are read."""
+    if not any(kept.calibration for kept in case.memory.setups.values()):
+        return frozenset()
+    found = set()
+    for key, pool in case.pools.items():
+        since = [pod.ready_changed_s for pod in case.pods[pool] if pod.serves]
+        if since and case.memory.kept(key).calibration is None and now_s - min(since) < policy.cycle_s:
+            found.add(pool)
+    return frozenset(found)
+
+
+def _same_weights(published: RoutingTable | None, table: RoutingTable) -> bool:
+    if published is None:
+        return False
+    return _weights(published) == _weights(table)
+
+
+def _weights(table: RoutingTable) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    return {entry.name: entry.weights for entry in table.models}, {entry.name: entry.weights for entry in table.classes}
+
+
+def _remembered(case: Case, target: dict[SetupKey, int], now_s: float) -> Memory:
+    """The memory with the targets in it."""
+    setups: dict[SetupKey, Kept] = {}
+    for key, count in target.items():
+        kept = case.memory.kept(key)
+        if count != kept.replicas:
+            kept = replace(kept, replicas=count, changed_s=now_s, grew=count > kept.replicas)
+        setups[key] = kept
+    return replace(case.memory, setups=setups, generation=case.plan.generation)
+
+
+def _recommended(
+    case: Case,
+    decision: Decision,
+    stands: dict[SetupKey, int],
+    approval: plan_status.Approval,
+    chosen: Chosen,
+    best: Chosen,
+    now_s: float,
+) -> Decision:
+    """The decision for a plan that waits for approvals: what was approved stands, what would be done is shown."""
+    cause = best.causes[case.key]
+    reason = "; ".join((*decision.news, cause.value)) if decision.news else cause.value
+    proposal = recommend.proposed(case, stands, chosen.planned, best, reason, now_s)
+    adopted = approval.id != (case.memory.approval.id if case.memory.approval else "")
+    return replace(
+        decision,
+        cause=Cause.APPROVED if adopted else Cause.HELD,
+        proposal=proposal,
+        approval=recommend.stamped(approval, now_s) if adopted else approval,
+    )
+
+
+def _next_step(cases: tuple[Case, ...], targets: dict[Key, int], world: World) -> dict[Key, int]:
     states, capacity = [], {}
-    for plan in active:
-        spec, running = _spec(plan), _running(world, plan)
-        for model in spec.models:
-            for setup in model.setups:
-                key = (plan.key, model.name, setup.name)
-                states.append(
-                    SetupState(
-                        key=key,
-                        pool=f"{plan.key}/{setup.accelerator}",
-                        units=setup.count,
-                        current=running[model.name, setup.name],
-                        ready=ready[key],
-                        target=targets[key],
-                    )
+    for case in cases:
+        for key, setup in case.setups.items():
+            states.append(
+                SetupState(
+                    key=(case.key, *key),
+                    pool=f"{case.key}/{setup.accelerator}",
+                    units=setup.count,
+                    current=case.running[key],
+                    ready=case.ready[key],
+                    target=targets[case.key, *key],
                 )
-        for kind in spec.accelerators:
-            allowed = _allowed_units(kind, free[plan.key])
-            capacity[f"{plan.key}/{kind.name}"] = allowed - _leaving_units(plan, kind.name, world)
-    for plan in active:
-        _leave_to_others(plan, active, states, capacity, free)
+            )
+        for kind in case.spec.accelerators:
+            allowed = _allowed_units(kind, case.free)
+            capacity[f"{case.key}/{kind.name}"] = allowed - _leaving_units(case, kind.name, world)
+    for case in cases:
+        _leave_to_others(case, cases, states, capacity)
     return step(tuple(states), capacity)
 
 
-def _leaving_units(plan: PlanObject, accelerator: str, world: World) -> int:
+def _leaving_units(case: Case, accelerator: str, world: World) -> int:
     """Units that pods on their way out still hold; on a node that is lost they may stay for ever, and so do not count."""
     up = {node.name for node in world.nodes if node.schedulable}
-    spec = _spec(plan)
-    pools = {
-        names.pool_name(plan.owner.name, model.name, setup.name): setup.count
-        for model in spec.models
-        for setup in model.setups
+    return sum(
+        setup.count
+        for key, setup in case.setups.items()
         if setup.accelerator == accelerator
-    }
-    pods = world.pods_of(plan.key, MODEL_SERVER)
-    return sum(pools.get(pod.pool, 0) for pod in pods if pod.terminating and pod.node in up)
+        for pod in case.pods[case.pools[key]]
+        if pod.terminating and pod.node in up
+    )
 
 
-def _leave_to_others(
-    plan: PlanObject,
-    active: tuple[PlanObject, ...],
-    states: list[SetupState],
-    capacity: dict[str, int],
-    free: dict[str, dict[str, dict[str, int]]],
-) -> None:
+def _leave_to_others(case: Case, cases: tuple[Case, ...], states: list[SetupState], capacity: dict[str, int]) -> None:
     """Takes from a plan's room what the targets of other plans need on the same nodes."""
-    for kind in _spec(plan).accelerators:
-        nodes = set(free[plan.key][kind.name])
-        for other in active:
-            for theirs in _spec(other).accelerators:
-                if other.key == plan.key or theirs.resource != kind.resource or not nodes & set(free[other.key][theirs.name]):
+    for kind in case.spec.accelerators:
+        nodes = set(case.free[kind.name])
+        for other in cases:
+            for theirs in other.spec.accelerators:
+                if other.key == case.key or theirs.resource != kind.resource or not nodes & set(other.free[theirs.name]):
                     continue
                 pool = f"{other.key}/{theirs.name}"
-                capacity[f"{plan.key}/{kind.name}"] -= sum(s.units * s.target for s in states if s.pool == pool)
-
-
-def _running(world: World, plan: PlanObject) -> dict[SetupKey, int]:
-    """Replicas that the plan's Deployments ask for now, by model and setup."""
-    children = world.children_of(plan).items()
-    current = {name: int(body["spec"].get("replicas", 0)) for (kind, _, name), body in children if kind == "Deployment"}
-    return {
-        (model.name, setup.name): current.get(names.pool_name(plan.owner.name, model.name, setup.name), 0)
-        for model in _spec(plan).models
-        for setup in model.setups
-    }
+                capacity[f"{case.key}/{kind.name}"] -= sum(s.units * s.target for s in states if s.pool == pool)
 
 
 def _allowed_units(kind: v1alpha1.Accelerator, free: dict[str, dict[str, int]]) -> int:
@@ -236,42 +307,38 @@ def _allowed_units(kind: v1alpha1.Accelerator, free: dict[str, dict[str, int]]) 
     return total if kind.limit is None else min(total, kind.limit)
 
 
-def _served_part(demand: PlanDemand, planned: PlanDecision) -> PlanDemand:
-    """The demand less what the plan refuses: sharing out what stands must not refuse more."""
-    shed = {route.request_class: route.shed for route in planned.routes}
-    return replace(
-        demand,
-        classes=tuple(
-            # A class that nobody asks for yet still needs a way: a request without a route would be an error.
-            replace(entry, rate_rps=max(entry.rate_rps, _IDLE_RPS) * max(_IDLE_RPS, 1 - shed[entry.name]))
-            for entry in demand.classes
-        ),
-    )
-
-
-def _with_room(plan: PlanObject, planned: PlanDecision, free: dict[str, dict[str, int]]) -> frozenset[SetupKey]:
+def _with_room(case: Case, target: dict[SetupKey, int]) -> frozenset[SetupKey]:
     """Setups for one more replica of which the accelerator has room beside all the plan's targets."""
-    spec = _spec(plan)
     used: dict[str, int] = {}
-    for allocation in planned.allocations:
-        used[allocation.accelerator] = used.get(allocation.accelerator, 0) + allocation.units
-    room = {kind.name: _allowed_units(kind, free) - used.get(kind.name, 0) for kind in spec.accelerators}
-    return frozenset(
-        (model.name, setup.name) for model in spec.models for setup in model.setups if room[setup.accelerator] >= setup.count
-    )
+    for key, setup in case.setups.items():
+        used[setup.accelerator] = used.get(setup.accelerator, 0) + setup.count * target[key]
+    room = {kind.name: _allowed_units(kind, case.free) - used.get(kind.name, 0) for kind in case.spec.accelerators}
+    return frozenset(key for key, setup in case.setups.items() if room[setup.accelerator] >= setup.count)
 
 
-def _table(plan: PlanObject, planned: PlanDecision, sharing: PlanDecision) -> RoutingTable:
-    spec = _spec(plan)
-    pools = {
-        (model.name, setup.name): names.pool_name(plan.owner.name, model.name, setup.name)
-        for model in spec.models
-        for setup in model.setups
-    }
-    prices = {(a.model, a.setup): round(a.price, 6) for a in sharing.allocations}
-    shed = {route.request_class: route.shed for route in planned.routes}
-    standing = {(a.model, a.setup): a.replicas for a in sharing.allocations}
-    routes = {route.request_class: route for route in sharing.routes}
+def _table(case: Case, sharing: PlanDecision | None, shed: dict[str, float]) -> RoutingTable:
+    """The table that the weights end at; without an answer, the published one."""
+    spec, plan = case.spec, case.plan
+    published = {entry.name: entry for entry in case.published.classes} if case.published else {}
+    prices = {(a.model, a.setup): round(a.price, 6) for a in sharing.allocations} if sharing else {}
+    routes = {route.request_class: route for route in sharing.routes} if sharing else {}
+    standing = {(a.model, a.setup): a.replicas for a in sharing.allocations} if sharing else dict(case.ready)
+
+    def entry_of(entry: v1alpha1.RequestClass) -> ClassEntry:
+        route, old = routes.get(entry.name), published.get(entry.name)
+        if route is None and old is not None:
+            return old
+        route = route or Route(entry.name)
+        return ClassEntry(
+            name=entry.name,
+            headers=dict(entry.match.headers) if entry.match else {},
+            weights=whole_weights({case.pools[key]: share for key, share in route.shares.items()}),
+            shares={name: round(share * (1 - shed.get(entry.name, 0.0)), 6) for name, share in route.by_model().items()},
+            shed=round(shed.get(entry.name, 0.0), 6),
+            prices={name: round(price, 6) for name, price in route.prices.items()},
+            ttft_s=_ttft_s(entry.slo or spec.slo),
+        )
+
     return RoutingTable(
         namespace=plan.owner.namespace,
         plan=plan.owner.name,
@@ -283,31 +350,20 @@ def _table(plan: PlanObject, planned: PlanDecision, sharing: PlanDecision) -> Ro
                 name=model.name,
                 pools=tuple(
                     Pool(
-                        name=pools[model.name, setup.name],
+                        name=case.pools[model.name, setup.name],
                         setup=setup.name,
-                        address=names.pool_address(plan.owner.namespace, pools[model.name, setup.name]),
+                        address=names.pool_address(plan.owner.namespace, case.pools[model.name, setup.name]),
                         port=names.VLLM_PORT,
                         price=prices.get((model.name, setup.name), 0.0),
                     )
                     for setup in model.setups
                 ),
-                weights=_model_weights(model, standing, pools),
+                weights=_model_weights(case, model, standing, routes),
             )
             for model in spec.models
         ),
-        classes=tuple(
-            ClassEntry(
-                name=entry.name,
-                headers=dict(entry.match.headers) if entry.match else {},
-                weights=whole_weights({pools[key]: share for key, share in routes[entry.name].shares.items()}),
-                shares={name: round(share, 6) for name, share in routes[entry.name].by_model().items()},
-                shed=round(shed[entry.name], 6),
-                prices={name: round(price, 6) for name, price in routes[entry.name].prices.items()},
-                ttft_s=_ttft_s(entry.slo or spec.slo),
-            )
-            # Only one class may be without headers; last, it takes what no other class matches.
-            for entry in sorted(spec.request_classes, key=lambda entry: entry.match is None)
-        ),
+        # Only one class may be without headers; last, it takes what no other class matches.
+        classes=tuple(entry_of(entry) for entry in sorted(spec.request_classes, key=lambda entry: entry.match is None)),
     )
 
 
@@ -316,11 +372,16 @@ def _ttft_s(slo: v1alpha1.ServiceLevelObjective) -> float | None:
     return bound.seconds if bound else None
 
 
-def _model_weights(model: v1alpha1.Model, standing: dict[SetupKey, int], pools: dict[SetupKey, str]) -> dict[str, int]:
-    """How requests that name the model are split over its setups: by the accelerators that stand behind each."""
+def _model_weights(
+    case: Case, model: v1alpha1.Model, standing: dict[SetupKey, int], routes: dict[str, Route]
+) -> dict[str, int]:
+    """How requests that name the model are split over its setups: as planned, or by the accelerators behind each."""
+    route = routes.get(demands.name_class(model.name))
+    if route is not None and route.shares:
+        return whole_weights({case.pools[key]: share for key, share in route.shares.items()})
     return whole_weights(
         {
-            pools[model.name, setup.name]: float(standing.get((model.name, setup.name), 0) * setup.count)
+            case.pools[model.name, setup.name]: float(standing.get((model.name, setup.name), 0) * setup.count)
             for setup in model.setups
         }
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from servingplan.api.routing_table import RoutingTable
+from servingplan.api.routing_table import RoutingTable, read_table
 from servingplan.controller.decide import Decision
 from servingplan.controller.settings import Settings
 from servingplan.controller.world import ChildKey, World
@@ -98,17 +96,9 @@ def _previous(table: RoutingTable, published: dict[str, str]) -> RoutingTable | 
 
     It is kept in the ConfigMap, so that publishing the same table again writes the same bytes.
     """
-    current = _read(published.get(_CURRENT))
-    before = _read(published.get(_PREVIOUS)) if current and current.digest == table.digest else current
+    current = read_table(published.get(_CURRENT))
+    before = read_table(published.get(_PREVIOUS)) if current and current.digest == table.digest else current
     pools = {pool.name for model in table.models for pool in model.pools}
     if before and any(pool.name not in pools for model in before.models for pool in model.pools):
         return before
     return None
-
-
-def _read(text: str | None) -> RoutingTable | None:
-    """A published table; None where someone has spoilt it."""
-    try:
-        return RoutingTable.model_validate_json(text) if text else None
-    except ValidationError:
-        return None

@@ -21,9 +21,12 @@ import kopf
 from servingplan.api import v1alpha1
 from servingplan.controller.health import Pulse, serving
 from servingplan.controller.kube import Kube
+from servingplan.controller.lease import Elector, Leadership, candidate
+from servingplan.controller.measure import Meter
 from servingplan.controller.observe import Watched
-from servingplan.controller.reconcile import Loop
+from servingplan.controller.reconcile import Loop, RememberingSolver
 from servingplan.controller.settings import Settings
+from servingplan.controller.telemetry import Telemetry
 from servingplan.controller.world import node_of, pod_of
 from servingplan.render.names import MANAGED
 
@@ -146,28 +149,63 @@ async def operate(settings: Settings, stop: asyncio.Event) -> None:
     """Runs the controller until it is told to stop.
 
     Raises:
-        RuntimeError: A watch or the loop ended by itself; the pod has to be started anew.
+        RuntimeError: A watch or the loop ended by itself, or the Lease was lost; the pod has to be started anew.
     """
     loop, wake = asyncio.get_running_loop(), asyncio.Event()
     watches = _Watches(settings, lambda: loop.call_soon_threadsafe(wake.set))
-    pulse = Pulse(stale_after_s=4 * settings.resync_s + 60)
+    pulse = Pulse(stale_after_s=4 * settings.tick_s + 60)
     kube = await Kube.connect()
-    async with aiohttp.ClientSession() as http, serving(pulse, settings.health_port):
-        work = Loop(kube=kube, http=http, settings=settings, watched=watches.watched, pulse=pulse, wake=wake)
+    leadership = Leadership() if settings.lease else None
+    telemetry = Telemetry(leadership.is_leader if leadership else lambda: True)
+    own = kube.counted(telemetry.wrote)
+    meter = Meter(settings, watches.watched, wake.set)
+    async with aiohttp.ClientSession() as http, serving(pulse, settings.health_port, telemetry.page):
+        work = Loop(
+            kube=own.guarded(leadership.guard) if leadership else own,
+            http=http,
+            settings=settings,
+            watched=watches.watched,
+            pulse=pulse,
+            meter=meter,
+            telemetry=telemetry,
+            wake=wake,
+            solver=RememberingSolver(telemetry),
+            leads=leadership.acquired if leadership else _at_once,
+        )
         watching = asyncio.create_task(asyncio.to_thread(watches.run), name="watches")
-        own = [asyncio.create_task(work.run(), name="loop"), asyncio.create_task(work.measure(), name="measure")]
+        vital = [asyncio.create_task(work.run(), name="loop")]
+        if settings.lease and leadership:
+            elector = Elector(
+                kube,
+                settings.lease.namespace,
+                settings.lease.name,
+                candidate(settings.lease.identity),
+                leadership,
+                pulse.stands_by,
+            )
+            vital.append(asyncio.create_task(elector.run(), name="lease"))
+        measuring = asyncio.create_task(meter.run(), name="measure")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
-            await asyncio.wait([own[0], watching, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*vital, watching, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*own, stopping):
+            # The loop first, so that nothing is written any more when the elector gives the Lease back.
+            for task in (vital[0], measuring, stopping):
                 task.cancel()
+            ended = list(await asyncio.gather(vital[0], measuring, return_exceptions=True))
+            for task in vital[1:]:
+                task.cancel()
+            ended += await asyncio.gather(*vital[1:], return_exceptions=True)
             watches.stop()
-            ended = await asyncio.gather(watching, *own, return_exceptions=True)
+            ended += await asyncio.gather(watching, return_exceptions=True)
             await kube.close()
         failures = [error for error in ended if isinstance(error, Exception)]
         if failures or not stop.is_set():
-            raise RuntimeError("the watches or the loop ended") from (failures[0] if failures else None)
+            raise RuntimeError("the watches or the loop ended, or the Lease was lost") from (failures[0] if failures else None)
+
+
+async def _at_once() -> None:
+    """Who is alone leads."""
 
 
 def _kopf_settings() -> kopf.OperatorSettings:
@@ -187,7 +225,9 @@ def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
 
 
 def _plan_mark(body: Any) -> Any:
-    return body["metadata"].get("generation"), body["metadata"].get("deletionTimestamp")
+    metadata = body["metadata"]
+    approval = metadata.get("annotations", {}).get(v1alpha1.APPROVE_ANNOTATION)
+    return metadata.get("generation"), metadata.get("deletionTimestamp"), approval
 
 
 def _child_mark(body: Any) -> Any:

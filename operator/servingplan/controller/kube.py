@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 from kubernetes.aio import client, config
 
 from servingplan.api import v1alpha1
 from servingplan.render.names import FIELD_MANAGER
 
+NOT_FOUND, CONFLICT = 404, 409
+
 _TIMEOUT_S = 30.0
-_NOT_FOUND = 404
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 
@@ -21,6 +25,7 @@ PATHS = {
     "ConfigMap": ("/api/v1", "configmaps"),
     "Deployment": ("/apis/apps/v1", "deployments"),
     "Event": ("/api/v1", "events"),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "ModelServingPlan": (f"/apis/{v1alpha1.API_VERSION}", v1alpha1.PLURAL),
     "Pod": ("/api/v1", "pods"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
@@ -40,11 +45,31 @@ class KubeError(Exception):
         self.status = status
 
 
+class NotLeader(Exception):  # noqa: N818 - nothing is wrong with a process that has to hold back
+    """A write was held back: this process does not lead, or can no longer be sure that it does."""
+
+
+def _unguarded() -> float:
+    return _TIMEOUT_S
+
+
+def _untold(_: str) -> None:
+    """Nobody counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kube:
-    """A connection to the API server."""
+    """A connection to the API server.
+
+    Attributes:
+        api: The transport.
+        guard: Asked before every write within how many seconds it has to end; raises ``NotLeader`` where it must not begin.
+        wrote: Told the kind of every object that was written.
+    """
 
     api: client.ApiClient
+    guard: Callable[[], float] = _unguarded
+    wrote: Callable[[str], None] = _untold
 
     @classmethod
     async def connect(cls) -> Kube:
@@ -56,6 +81,14 @@ class Kube:
             await config.load_kube_config(client_configuration=configuration)
         return cls(client.ApiClient(configuration))
 
+    def guarded(self, guard: Callable[[], float]) -> Kube:
+        """The same connection for one who may write only while ``guard`` allows it; closing either closes both."""
+        return replace(self, guard=guard)
+
+    def counted(self, wrote: Callable[[str], None]) -> Kube:
+        """The same connection with ``wrote`` told of every write; closing either closes both."""
+        return replace(self, wrote=wrote)
+
     async def close(self) -> None:
         """Gives the connections back."""
         await self.api.close()
@@ -65,7 +98,7 @@ class Kube:
         try:
             found: dict[str, Any] = await self._request("GET", _path(kind, namespace, name))
         except KubeError as error:
-            if error.status == _NOT_FOUND:
+            if error.status == NOT_FOUND:
                 return None
             raise
         return found
@@ -81,30 +114,67 @@ class Kube:
         """Server-side apply: makes the object exist and the named fields have these values, whoever held them before."""
         where = _path(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"]) + ("/status" if status else "")
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        applied: dict[str, Any] = await self._request("PATCH", where, query=query, body=body, content_type=_APPLY)
+        kind = body["kind"] + ("/status" if status else "")
+        applied: dict[str, Any] = await self._write("PATCH", where, kind, query=query, body=body, content_type=_APPLY)
         return applied
 
     async def annotate(self, kind: str, namespace: str, name: str, annotations: dict[str, str]) -> None:
         """Adds annotations to an object that is there; nothing where it is gone."""
         body = {"metadata": {"annotations": annotations}}
         try:
-            await self._request("PATCH", _path(kind, namespace, name), body=body, content_type=_MERGE)
+            await self._write("PATCH", _path(kind, namespace, name), kind, body=body, content_type=_MERGE)
         except KubeError as error:
-            if error.status != _NOT_FOUND:
+            if error.status != NOT_FOUND:
                 raise
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Deletes this very object, not a later one of its name; nothing where it is gone."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
-            await self._request("DELETE", _path(kind, namespace, name), body=body)
+            await self._write("DELETE", _path(kind, namespace, name), kind, body=body)
         except KubeError as error:
-            if error.status not in {_NOT_FOUND, 409}:
+            if error.status not in {NOT_FOUND, CONFLICT}:
                 raise
 
-    async def create(self, kind: str, namespace: str, body: dict[str, Any]) -> None:
-        """Creates an object."""
-        await self._request("POST", _path(kind, namespace), body=body)
+    async def create(self, kind: str, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Creates an object; returns it as it is stored.
+
+        Raises:
+            KubeError: With ``CONFLICT`` where there is one of its name.
+        """
+        created: dict[str, Any] = await self._write("POST", _path(kind, namespace), kind, body=body)
+        return created
+
+    async def replace(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Replaces an object that nobody has changed since it was read; returns it as it is stored.
+
+        Raises:
+            KubeError: With ``CONFLICT`` where its ``resourceVersion`` is no longer the present one.
+        """
+        kind, metadata = body["kind"], body["metadata"]
+        where = _path(kind, metadata["namespace"], metadata["name"])
+        replaced: dict[str, Any] = await self._write("PUT", where, kind, body=body)
+        return replaced
+
+    async def _write(
+        self,
+        method: str,
+        path: str,
+        kind: str,
+        *,
+        body: dict[str, Any],
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Any:
+        writing = asyncio.create_task(self._request(method, path, query, body, content_type, guard=self.guard))
+        try:
+            answer = await (writing if self.guard is _unguarded else asyncio.shield(writing))
+        except asyncio.CancelledError:
+            # Whoever ends the loop gives the Lease back next, and by then nothing may be under way any more.
+            await asyncio.wait([writing])
+            raise
+        self.wrote(kind)
+        return answer
 
     async def _request(
         self,
@@ -113,6 +183,7 @@ class Kube:
         query: dict[str, str] | None = None,
         body: dict[str, Any] | None = None,
         content_type: str = "application/json",
+        guard: Callable[[], float] | None = None,
     ) -> Any:
         method, url, headers, payload, _ = await self.api.param_serialize(
             method,
@@ -122,11 +193,19 @@ class Kube:
             body=body,
             auth_settings=["BearerToken"],
         )
+        limit_s = _TIMEOUT_S
+        if guard is not None:
+            # As late as possible: before this a token may have been renewed, and that may have taken its time.
+            limit_s = min(limit_s, guard())
+            # The API server is told too. It would else carry out what its client has stopped waiting for.
+            url += f"{'&' if '?' in url else '?'}timeout={limit_s:.3f}s"
+        # Longer limits would be rounded up to the next second.
+        timeout = aiohttp.ClientTimeout(total=limit_s, ceil_threshold=_TIMEOUT_S)
         try:
-            answer = await self.api.call_api(method, url, headers, payload, _request_timeout=_TIMEOUT_S)
+            answer = await self.api.call_api(method, url, headers, payload, _request_timeout=timeout)
             data = await answer.read()
-        except (OSError, TimeoutError, client.ApiException) as error:
-            message = f"{method} {path}: {error or type(error).__name__}"
+        except (OSError, TimeoutError, aiohttp.ClientError, client.ApiException) as error:
+            message = f"{method} {path}: {str(error) or type(error).__name__}"
             raise KubeError(0, message) from error
         if answer.status >= 400:
             message = f"{method} {path}: {answer.status} {_said(data)}"

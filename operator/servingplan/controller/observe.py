@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from servingplan.api import v1alpha1
 from servingplan.api.load import Rejected, parse, sentence
+from servingplan.calibration.readings import Readings
 from servingplan.controller.kube import Kube
-from servingplan.controller.world import ChildKey, Measured, Node, PlanObject, Pod, Served, World
+from servingplan.controller.world import ChildKey, Node, PlanObject, Pod, Served, World
 from servingplan.render import names, router
 from servingplan.render.envoy.bootstrap import HTTP_PORT
 from servingplan.render.envoy.routes import TABLE_PATH
@@ -29,8 +30,9 @@ async def observe(
     kube: Kube,
     http: aiohttp.ClientSession,
     watched: Watched,
-    measured: dict[str, Measured],
+    readings: dict[str, Readings],
     namespaces: tuple[str, ...],
+    now_s: float,
 ) -> World:
     """Everything that a decision may depend on, read before any decision is made.
 
@@ -49,7 +51,8 @@ async def observe(
         pods=pods,
         children=children,
         served=await served_tables(http, pods),
-        measured=measured,
+        readings=readings,
+        now_s=now_s,
     )
 
 
@@ -108,6 +111,7 @@ async def _plan(kube: Kube, body: Any) -> PlanObject:
         profiles=profiles,
         missing=missing,
         status=body.get("status", {}),
+        approval=metadata.get("annotations", {}).get(v1alpha1.APPROVE_ANNOTATION, ""),
     )
 
 

@@ -1,7 +1,7 @@
 """The loop: one pass reads the world, decides for all plans, carries it out and reports.
 
-Level-triggered: a pass never asks what changed. Events only say that it is time for one; without any, one comes every
-``resync_s``. A failure of one plan does not keep the others from being served.
+Level-triggered: a pass never asks what changed. Events and new readings only say that it is time for one; without any, one
+comes every tick. A failure of one plan does not keep the others from being served.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -22,12 +21,15 @@ from servingplan.controller.apply import apply
 from servingplan.controller.decide import Decision, decide
 from servingplan.controller.desired import desired
 from servingplan.controller.health import Pulse
-from servingplan.controller.kube import Kube, KubeError
-from servingplan.controller.metrics import Prometheus
+from servingplan.controller.kube import Kube, KubeError, NotLeader
+from servingplan.controller.measure import Meter
 from servingplan.controller.observe import Watched, observe
+from servingplan.controller.policy import Policy
 from servingplan.controller.settings import Settings
 from servingplan.controller.status import status
-from servingplan.controller.world import Measured, PlanObject, World
+from servingplan.controller.telemetry import Telemetry
+from servingplan.controller.times import text_of
+from servingplan.controller.world import PlanObject, World
 from servingplan.planning.problem import Plan, Problem
 from servingplan.planning.solve import solve
 from servingplan.render import names
@@ -37,7 +39,8 @@ log = logging.getLogger(__name__)
 
 DEBOUNCE_S = 0.05
 SYNC_POLL_S = 0.25
-MEASURE_S = 15.0
+STEP_S = 1.0
+"""Between two steps of the weights, once the routers have taken the one before."""
 REPUBLISH_AFTER_S = 5.0
 """A router that has not taken a table by then has refused it, or has missed it."""
 BACKOFF_S = (0.2, 10.0)
@@ -49,14 +52,20 @@ _REFUSALS = frozenset({400, 403, 422})
 class RememberingSolver:
     """Solves a problem once: most passes ask the same questions again."""
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
         self._answers: OrderedDict[str, Plan] = OrderedDict()
+        self._telemetry = telemetry
 
     def __call__(self, problem: Problem) -> Plan:
-        """The answer to a problem."""
+        """The answer to a problem.
+
+        Raises:
+            SolverFailed: None was found in time; it is asked anew the next time.
+        """
         question = repr(problem)
         if question not in self._answers:
-            self._answers[question] = solve(problem)
+            with self._telemetry.solving("weights" if problem.standing is not None else "plan"):
+                self._answers[question] = solve(problem)
             while len(self._answers) > _REMEMBERED:
                 self._answers.popitem(last=False)
         self._answers.move_to_end(question)
@@ -87,48 +96,49 @@ class Loop:
     settings: Settings
     watched: Callable[[], Awaitable[Watched]]
     pulse: Pulse
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    solver: RememberingSolver = field(default_factory=RememberingSolver)
+    meter: Meter
+    telemetry: Telemetry
+    wake: asyncio.Event
+    solver: RememberingSolver
+    leads: Callable[[], Awaitable[None]]
     publications: dict[str, _Publication] = field(default_factory=dict)
     reported: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
-    measured: dict[str, Measured] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Passes until it is cancelled; starts with the first wake, when every watch has listed its kind."""
+        """Passes until it is cancelled; starts with the first wake, when every watch has listed its kind.
+
+        Raises:
+            NotLeader: This operator no longer leads.
+        """
         await self.wake.wait()
+        self.pulse.listed()
+        self.meter.listed()
+        await self.leads()
+        self.pulse.leads()
         backoff_s, again_s = BACKOFF_S[0], 0.0
         while True:
             await self._sleep_until_due(again_s)
             self.pulse.turn()
+            began = time.monotonic()
             try:
                 again_s = await self._pass()
                 self.pulse.completed()
+                self.telemetry.passed("completed", time.monotonic() - began)
                 backoff_s = BACKOFF_S[0]
+            except NotLeader:
+                # Whoever waits for the Lease's loss ends the process; until then nothing may be written.
+                raise
             except Exception as error:  # whatever is wrong with one world may be right with the next: the loop must not end
                 expected = isinstance(error, KubeError)
                 log.warning("pass failed, again in %.1f s: %s", backoff_s, error, exc_info=not expected)
                 self.pulse.failed(str(error) if expected else "internal error, see the log")
+                self.telemetry.passed("failed", time.monotonic() - began)
+                self.telemetry.error("kube" if expected else "internal")
                 again_s, backoff_s = backoff_s, min(2 * backoff_s, BACKOFF_S[1])
-
-    async def measure(self) -> None:
-        """Reads Prometheus again and again, beside the passes, until it is cancelled."""
-        if not self.settings.prometheus_url:
-            return
-        prometheus = Prometheus(self.settings.prometheus_url)
-        while True:
-            if self.pulse.passes:
-                found = await prometheus.measure((await self.watched()).plan_keys)
-                if found != self.measured:
-                    self.measured = found
-                    self.wake.set()
-            await asyncio.sleep(min(MEASURE_S, self.settings.resync_s) if self.pulse.passes else 1.0)
-
-    def _measured(self, plan_key: str) -> Measured:
-        return self.measured.get(plan_key) or Measured(awaited=True)
 
     async def _sleep_until_due(self, again_s: float) -> None:
         try:
-            await asyncio.wait_for(self.wake.wait(), timeout=again_s or self.settings.resync_s)
+            await asyncio.wait_for(self.wake.wait(), timeout=again_s or self.settings.tick_s)
         except TimeoutError:
             pass
         else:
@@ -137,37 +147,48 @@ class Loop:
         self.wake.clear()
 
     async def _pass(self) -> float:
-        """One pass; says in how many seconds the next one is due at the latest, 0 for a resync."""
+        """One pass; says in how many seconds the next one is due at the latest, 0 for a tick."""
         watched = await self.watched()
-        measured = {key: self._measured(key) for key in watched.plan_keys} if self.settings.prometheus_url else {}
-        world = await observe(self.kube, self.http, watched, measured, self.settings.namespaces)
-        decisions = await asyncio.to_thread(decide, world, self.solver)
-        unsettled, failures = False, []
+        readings = {key: self.meter.of(key) for key in watched.plan_keys}
+        world = await observe(self.kube, self.http, watched, readings, self.settings.namespaces, time.time())
+        decisions = await asyncio.to_thread(decide, world, self._policy(), self.solver)
+        due, failures = [0.0], []
         for plan in map(self._as_reported, world.plans):
             try:
-                unsettled |= await self._carry_out(plan, decisions.get(plan.key), world)
+                due.append(await self._carry_out(plan, decisions.get(plan.key), world))
             except KubeError as error:
                 failures.append(f"{plan.key}: {error}")
+            except NotLeader:
+                raise
             except Exception:  # one plan that cannot be carried out, for whatever reason, must not keep the others from it
                 log.exception("%s: not carried out", plan.key)
                 failures.append(f"{plan.key}: internal error, see the log")
-        present = {plan.key for plan in world.plans}
-        self.publications = {key: value for key, value in self.publications.items() if key in present}
-        self.reported = {key: value for key, value in self.reported.items() if key in present}
+        self._forget({plan.key for plan in world.plans})
         if failures:
             raise KubeError(0, "; ".join(failures))
-        return SYNC_POLL_S if unsettled else 0.0
+        return min((seconds for seconds in due if seconds > 0), default=0.0)
+
+    def _policy(self) -> Policy:
+        settings = self.settings
+        return Policy(settings.tick_s, settings.cycle_s, settings.dwell_s, settings.prometheus.scrape_interval_s)
+
+    def _forget(self, present: set[str]) -> None:
+        """Lets go of plans that are gone."""
+        self.telemetry.keep(present)
+        self.publications = {key: value for key, value in self.publications.items() if key in present}
+        self.reported = {key: value for key, value in self.reported.items() if key in present}
 
     def _as_reported(self, plan: PlanObject) -> PlanObject:
         """The plan with the status that was written last, where the watch has not brought it yet: news is told once."""
         replaced, written = self.reported.get(plan.key, ([], {}))
         if plan.status in replaced:
             return replace(plan, status=written)
-        self.reported.pop(plan.key, None)
+        if plan.key in self.reported:
+            self.reported[plan.key] = ([], plan.status)
         return plan
 
-    async def _carry_out(self, plan: PlanObject, decision: Decision | None, world: World) -> bool:
-        """Applies and reports one plan; says whether a router has yet to take its table."""
+    async def _carry_out(self, plan: PlanObject, decision: Decision | None, world: World) -> float:
+        """Applies and reports one plan; says in how many seconds there is more to do, 0 for a tick."""
         wanted, refused = None, ""
         if decision is not None:
             try:
@@ -181,12 +202,27 @@ class Loop:
                 if error.status not in _REFUSALS:
                     raise
                 refused = str(error)
-        found = status(plan, decision, world, wanted.stamp if wanted else None, _now, refused=refused)
+        found = status(plan, decision, world, wanted.stamp if wanted else None, refused=refused)
+        self._tell_metrics(plan, decision, world, found)
         if found != plan.status:
             await self._report(plan, found)
-        if wanted is None or refused:
-            return False
-        return bool(world.silent(plan.key) or world.behind(plan.key, wanted.stamp))
+        if wanted is None or refused or decision is None:
+            return 0.0
+        if world.silent(plan.key) or world.behind(plan.key, wanted.stamp):
+            return SYNC_POLL_S
+        return 0.0 if decision.settled else STEP_S
+
+    def _tell_metrics(self, plan: PlanObject, decision: Decision | None, world: World, found: dict[str, Any]) -> None:
+        self.telemetry.plan(plan.key, found, asked=decision.asked if decision else None)
+        age_s = world.readings_of(plan.key).age_s
+        if age_s is not None:
+            self.telemetry.sampled(plan.key, age_s)
+        if decision is None:
+            return
+        if decision.planned is None or decision.sharing is None:
+            self.telemetry.error("solver")
+        if found.get("history", [])[:1] != plan.status.get("history", [])[:1]:
+            self.telemetry.decided(plan.key, decision.cause.value)
 
     def _revision(self, decision: Decision, world: World) -> int:
         """The table's revision: one more than the published one when routers have not taken that for too long."""
@@ -227,28 +263,42 @@ class Loop:
             log.warning("%s: event not recorded: %s", plan.key, error)
 
 
+_CALM = frozenset({"Progressing", "RouterNotReady", "RoutingNotSynced", "Paused", "AwaitingApproval"})
+_TOLD = ("Ready", "Feasible", "MetricsAvailable", "SLOMet", "Calibrated")
+"""Conditions whose changes are told as Events; the others follow from these."""
+
+
 def _news(plan: PlanObject, found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What a person should hear of: new decisions, and a plan that became ready or no longer is; (type, reason, message)."""
+    """What a person should hear of: decisions, proposals, and conditions that changed; (type, reason, message)."""
     news = []
     history = found.get("history", [])
     if history and history[:1] != plan.status.get("history", [])[:1]:
         replicas = ", ".join(f"{setup}={count}" for setup, count in history[0]["replicas"].items()) or "none"
         news.append(("Normal", "Planned", f"{history[0]['reason']}: {replicas}"))
-    before = {entry["type"]: entry.get("reason") for entry in plan.status.get("conditions", [])}
+    proposal, old = found.get("proposal"), plan.status.get("proposal") or {}
+    if proposal and proposal["id"] != old.get("id"):
+        news.append(("Normal", "Proposed", f"proposal {proposal['id']} waits for approval: {proposal['reason']}"))
+    refused = (found.get("approval") or {}).get("refused")
+    if refused and refused != (plan.status.get("approval") or {}).get("refused"):
+        news.append(("Warning", "ApprovalRefused", refused))
+    before = {entry["type"]: entry for entry in plan.status.get("conditions", [])}
     for entry in found["conditions"]:
-        if entry["type"] == "Ready" and before.get("Ready") != entry["reason"]:
-            calm = entry["status"] == "True" or entry["reason"] in {
-                "Progressing",
-                "RouterNotReady",
-                "RoutingNotSynced",
-                "Paused",
-            }
-            news.append(("Normal" if calm else "Warning", entry["reason"], entry["message"] or "the plan is in place"))
+        kind, reason = entry["type"], entry["reason"]
+        old = before.get(kind, {})
+        if kind not in _TOLD or old.get("reason") == reason:
+            continue
+        if kind == "Ready":
+            calm = entry["status"] == "True" or reason in _CALM
+            news.append(("Normal" if calm else "Warning", reason, entry["message"] or "the plan is in place"))
+        elif entry["status"] == "False" or reason == "SolverTimeLimit":
+            news.append(("Warning", reason, f"{kind}: {entry['message']}"))
+        elif old.get("status") == "False":
+            news.append(("Normal", reason, f"{kind} again"))
     return news
 
 
 def _event(plan: PlanObject, kind: str, reason: str, message: str) -> dict[str, Any]:
-    now = _now()
+    now = text_of(time.time())
     return {
         "metadata": {"generateName": f"{plan.owner.name}-", "namespace": plan.owner.namespace},
         "involvedObject": {
@@ -267,7 +317,3 @@ def _event(plan: PlanObject, kind: str, reason: str, message: str) -> dict[str, 
         "source": {"component": names.FIELD_MANAGER},
         "reportingComponent": f"{v1alpha1.GROUP}/{names.FIELD_MANAGER}",
     }
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from servingplan.api import v1alpha1
+from servingplan.api.routing_table import RoutingTable, read_table
+from servingplan.calibration.readings import Found, Readings
+from servingplan.controller.times import seconds_of
+from servingplan.render import names
 from servingplan.render.names import LABEL_PLAN, LABEL_POOL, MANAGED, Owner, table_stamp
 
 ChildKey = tuple[str, str, str]
@@ -36,6 +40,9 @@ class Pod:
         waiting: Why it does not run, in the words of the scheduler or kubelet; empty where nothing is wrong.
         plan: Name of the plan that its labels name; empty for a foreign pod.
         component: Component that its labels name.
+        created_s: When it was created, in seconds since the epoch.
+        ready_changed_s: When it became ready or ceased to be; 0 where it never was either.
+        restarts: Times that its containers were started again.
     """
 
     namespace: str
@@ -51,11 +58,19 @@ class Pod:
     pool: str
     address: str
     annotations: dict[str, str]
+    created_s: float = 0.0
+    ready_changed_s: float = 0.0
+    restarts: int = 0
 
     @property
     def plan_key(self) -> str:
         """``namespace/name`` of its plan; empty for a foreign pod."""
         return f"{self.namespace}/{self.plan}" if self.plan else ""
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests may be sent there."""
+        return self.ready and not self.terminating and not self.finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,7 @@ class PlanObject:
         profiles: Profile by (model, setup), with references resolved.
         missing: What the plan names and the cluster lacks, one sentence each.
         status: The live status, as plain data.
+        approval: The proposal that a user approves, by its id; empty where none is.
     """
 
     owner: Owner
@@ -90,30 +106,12 @@ class PlanObject:
     profiles: dict[tuple[str, str], v1alpha1.Profile]
     missing: tuple[str, ...]
     status: dict[str, Any]
+    approval: str = ""
 
     @property
     def key(self) -> str:
         """``namespace/name``."""
         return f"{self.owner.namespace}/{self.owner.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What Prometheus says of the last minutes; None where it says nothing.
-
-    Attributes:
-        ttft_p95_s: By pool, as are the other latencies; a pool without requests is absent, never zero.
-        error: Why Prometheus did not answer.
-        found: Whether it has any series of the plan.
-        awaited: Whether it was not asked yet.
-    """
-
-    ttft_mean_s: dict[str, float] = field(default_factory=dict)
-    ttft_p95_s: dict[str, float] = field(default_factory=dict)
-    inter_token_mean_s: dict[str, float] = field(default_factory=dict)
-    error: str = ""
-    found: bool = False
-    awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,8 @@ class World:
     Attributes:
         children: The operator's own objects as they stand.
         served: What each ready router pod serves, by plan key and pod name; None where it did not answer.
-        measured: By plan key; empty where no Prometheus is configured.
+        readings: What was measured, by plan key.
+        now_s: When, in seconds since the epoch.
     """
 
     plans: tuple[PlanObject, ...]
@@ -131,7 +130,12 @@ class World:
     pods: tuple[Pod, ...]
     children: dict[ChildKey, dict[str, Any]]
     served: dict[str, dict[str, Served | None]]
-    measured: dict[str, Measured]
+    readings: dict[str, Readings] = field(default_factory=dict)
+    now_s: float = 0.0
+
+    def readings_of(self, plan_key: str) -> Readings:
+        """What was measured of a plan."""
+        return self.readings.get(plan_key, Readings(Found.NOT_CONFIGURED))
 
     def children_of(self, plan: PlanObject) -> dict[ChildKey, dict[str, Any]]:
         """The plan's own objects, those of an earlier plan of the same name left out."""
@@ -140,6 +144,14 @@ class World:
             for key, body in self.children.items()
             if any(reference.get("uid") == plan.owner.uid for reference in body["metadata"].get("ownerReferences", []))
         }
+
+    def published(self, plan: PlanObject) -> tuple[RoutingTable | None, str]:
+        """The plan's routing table as it stands, None where there is none or someone has spoilt it, and its stamp."""
+        live = self.children_of(plan).get(("ConfigMap", plan.owner.namespace, names.table_name(plan.owner.name)))
+        if live is None:
+            return None, ""
+        stamp = live["metadata"].get("annotations", {}).get(names.ANNOTATION_TABLE, "")
+        return read_table(live.get("data", {}).get("table.json")), stamp
 
     def behind(self, plan_key: str, stamp: str | None) -> list[str]:
         """Names of the plan's router pods that say they serve another table than this."""
@@ -190,6 +202,9 @@ def pod_of(body: Any) -> Pod | None:
         pool=labels.get(LABEL_POOL, "") if ours else "",
         address=status.get("podIP", ""),
         annotations={key: value for key, value in metadata.get("annotations", {}).items() if key.startswith(v1alpha1.GROUP)},
+        created_s=seconds_of(metadata.get("creationTimestamp", "")),
+        ready_changed_s=seconds_of(conditions.get("Ready", {}).get("lastTransitionTime", "")),
+        restarts=sum(container.get("restartCount", 0) for container in status.get("containerStatuses", [])),
     )
 
 

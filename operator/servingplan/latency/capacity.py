@@ -7,6 +7,8 @@ of its own, among the background of all the requests that share the replica.
 The form is trusted within a declared range (``margin``): Poisson arrivals up to 70 % of the stable rate, with prompts, not
 slots or KV memory, as what binds. Outside it predictions have to stay below an SLO by more, and no plan loads a replica beyond
 ``MAX_UTILIZATION``. Rates that drift within the planning window are outside of every such form.
+
+Where live measurements have corrected the profile (``latency.correction``), everything here is as corrected.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from servingplan.latency.correction import LARGEST_MARGIN, Highest, Scaled, bound_key, total_margin
 from servingplan.latency.decode import kv_growth, stable_step_rate_rps
 from servingplan.latency.distribution import Between, Distribution, Exponential, mixed
 from servingplan.latency.levels import LOADS, Replica, at_load, load_at, place, running_at
 from servingplan.latency.measured import ladder, measured_rate_rps
 from servingplan.latency.mix import TokenMix
-from servingplan.latency.profile import EngineProfile, Slo
+from servingplan.latency.profile import Bound, EngineProfile, Slo, uncorrected
 
 MAX_UTILIZATION = 0.85
 """Fraction of the stable rate beyond which no plan loads a setup."""
@@ -32,7 +35,6 @@ _BASE_MARGIN = (0.08, 0.18)
 """Up to half of the stable rate, and at ``MAX_UTILIZATION``."""
 _SLOT_MARGIN, _PREEMPTION_MARGIN = 0.3, 0.5
 _SLOTS_TAKEN = 0.03
-_LARGEST_MARGIN = 0.9
 _MEASURED_MARGIN = 0.1
 
 
@@ -76,9 +78,10 @@ def stable_rate_rps(profile: EngineProfile, mix: TokenMix) -> float:
 
     The inverse rate of a blend is the mean of those of its parts, as long as the same of slots, KV memory and budget binds all.
     """
-    if profile.step is None:
-        return measured_rate_rps(profile.points, mix)
-    return stable_step_rate_rps(profile, profile.step, mix)
+    plain, slower = uncorrected(profile)
+    if plain.step is None:
+        return measured_rate_rps(plain.points, mix) / slower
+    return stable_step_rate_rps(plain, plain.step, mix) / slower
 
 
 def latency(
@@ -141,16 +144,27 @@ def capacity_rps(
     return utilization(profile, mix, slo, background, arrival_cv) * stable_rate_rps(profile, mix)
 
 
-def margin(profile: EngineProfile, background: TokenMix, utilization: float, arrival_cv: float = 1.0) -> float:
+def margin(
+    profile: EngineProfile, background: TokenMix, utilization: float, arrival_cv: float = 1.0, key: str | None = None
+) -> float:
     """The fraction by which a predicted time to first token must stay below its bound at a utilisation.
 
     It covers what the form was seen to be low by against simulation. It grows from half of the stable rate on, and with the
     probability that all slots are taken: whoever waits for one waits for long, and how often that is hangs on details. Where
     outputs grow into a full KV cache, preemptions make it worse. The time between tokens needs the first of these alone.
+
+    Args:
+        profile: The replica.
+        background: Lengths of all requests to this replica.
+        utilization: Fraction of the background's stable rate.
+        arrival_cv: Coefficient of variation of the times between arrivals.
+        key: The bound (``correction.bound_key``) whose corrected margin is asked for; None for the largest of all.
     """
     index, share = place(min(utilization, LOADS[-1]))
-    low, high = (_margin(profile, background, arrival_cv, at) for at in (index, index + 1))
-    return mixed(low, high, share)
+    plain, _ = uncorrected(profile)
+    low, high = (_margin(plain, background, arrival_cv, at) for at in (index, index + 1))
+    declared = mixed(low, high, share)
+    return total_margin(declared, profile.correction.further_margin(key)) if profile.correction else declared
 
 
 @lru_cache(maxsize=65536)
@@ -160,7 +174,7 @@ def _margin(profile: EngineProfile, background: TokenMix, arrival_cv: float, ind
         return base
     taken = running_at(Replica(profile, profile.step, background, arrival_cv), index).slot_wait
     likely = 1 - math.exp(-taken / _SLOTS_TAKEN)
-    return min(_LARGEST_MARGIN, base + likely * (_SLOT_MARGIN + _PREEMPTION_MARGIN * kv_growth(profile, background)))
+    return min(LARGEST_MARGIN, base + likely * (_SLOT_MARGIN + _PREEMPTION_MARGIN * kv_growth(profile, background)))
 
 
 def _base_margin(profile: EngineProfile, index: int) -> float:
@@ -172,16 +186,18 @@ def _base_margin(profile: EngineProfile, index: int) -> float:
 
 
 class _Bounded(NamedTuple):
-    """A latency over its bound: the wait for the first token in it, and the rest."""
+    """A latency over its bound: the wait for the first token in it, and the rest; with the margin learnt for the bound."""
 
     waiting: float
     rest: float
+    further: float
 
     def raised(self, margin: float, base_margin: float) -> float:
-        return self.waiting / (1 - margin) + self.rest / (1 - base_margin)
+        waiting, rest = (total_margin(each, self.further) for each in (margin, base_margin))
+        return self.waiting / (1 - waiting) + self.rest / (1 - rest)
 
     def towards(self, other: _Bounded, share: float) -> _Bounded:
-        return _Bounded(mixed(self.waiting, other.waiting, share), mixed(self.rest, other.rest, share))
+        return _Bounded(mixed(self.waiting, other.waiting, share), mixed(self.rest, other.rest, share), self.further)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +211,29 @@ class _Asked:
     arrival_cv: float
 
     def at(self, index: int) -> list[_Bounded]:
-        return _bounded(_at_index(self.profile, self.mix, self.background, self.arrival_cv, index), self.slo)
+        return self.bounded(_at_index(self.profile, self.mix, self.background, self.arrival_cv, index))
+
+    def bounded(self, found: Latency) -> list[_Bounded]:
+        def over(metric: str, bound: Bound, waiting_s: float, rest_s: float) -> _Bounded:
+            further = 0.0
+            if self.profile.correction:
+                further = self.profile.correction.further_margin(bound_key(metric, bound.percentile))
+            return _Bounded(waiting_s / bound.seconds, rest_s / bound.seconds, further)
+
+        slo, bounded = self.slo, []
+        if slo.ttft:
+            bounded.append(over("ttft", slo.ttft, found.ttft_s(slo.ttft.percentile), 0.0))
+        if slo.inter_token:
+            bounded.append(over("interToken", slo.inter_token, 0.0, found.inter_token_s))
+        if slo.e2e:
+            waiting_s = found.ttft_s(slo.e2e.percentile)
+            bounded.append(over("e2e", slo.e2e, waiting_s, found.e2e_s(slo.e2e.percentile) - waiting_s))
+        return bounded
 
     def margins(self, index: int) -> tuple[float, float]:
-        """On the wait for the first token, and on the rest."""
-        return _margin(self.profile, self.background, self.arrival_cv, index), _base_margin(self.profile, index)
+        """The declared ones, on the wait for the first token and on the rest."""
+        plain, _ = uncorrected(self.profile)
+        return _margin(plain, self.background, self.arrival_cv, index), _base_margin(plain, index)
 
     def worst(self, index: int) -> float:
         """The largest latency over its bound at a solved load, margin included."""
@@ -224,7 +258,7 @@ class _Asked:
 
         def kept(share: float) -> bool:
             if self.profile.step is None:
-                found = _bounded(_measured(self.profile, self.mix, load_at(below, share)), self.slo)
+                found = self.bounded(_measured(self.profile, self.mix, load_at(below, share)))
             else:
                 found = [one.towards(other, share) for one, other in zip(low, high, strict=True)]
             waiting, rest = (mixed(*pair, share) for pair in margins)
@@ -244,28 +278,31 @@ def _guess(idle: float, loaded: float) -> int:
     return sum(1 / (1.1 - load) <= low + share * (high - low) for load in LOADS[1:_LAST])
 
 
-def _bounded(found: Latency, slo: Slo) -> list[_Bounded]:
-    bounded = []
-    if slo.ttft:
-        bounded.append(_Bounded(found.ttft_s(slo.ttft.percentile) / slo.ttft.seconds, 0.0))
-    if slo.inter_token:
-        bounded.append(_Bounded(0.0, found.inter_token_s / slo.inter_token.seconds))
-    if slo.e2e:
-        waiting_s = found.ttft_s(slo.e2e.percentile)
-        bounded.append(_Bounded(waiting_s / slo.e2e.seconds, (found.e2e_s(slo.e2e.percentile) - waiting_s) / slo.e2e.seconds))
-    return bounded
-
-
 def _at_index(profile: EngineProfile, mix: TokenMix, background: TokenMix, arrival_cv: float, index: int) -> Latency:
     """Latency at one of the solved loads."""
-    if profile.step is None:
+    plain, slower = uncorrected(profile)
+    if plain.step is None:
         return _measured(profile, mix, LOADS[index])
-    found = at_load(Replica(profile, profile.step, background, arrival_cv), mix, index)
-    return Latency(found.ttft, found.inter_token_s, found.decode_s, found.stretch)
+    found = at_load(Replica(plain, plain.step, background, arrival_cv), mix, index)
+    if profile.correction is None:
+        return Latency(found.ttft, found.inter_token_s, found.decode_s, found.stretch)
+    parts = [
+        Scaled(_first_token(plain, mix, background, arrival_cv, at), slower * profile.correction.ttft_factor(LOADS[at]))
+        for at in profile.correction.reaching(LOADS[: index + 1])
+    ]
+    ttft = parts[0] if len(parts) == 1 else Highest(tuple(parts))
+    return Latency(ttft, slower * found.inter_token_s, slower * found.decode_s, found.stretch)
+
+
+def _first_token(plain: EngineProfile, mix: TokenMix, background: TokenMix, arrival_cv: float, index: int) -> Distribution:
+    assert plain.step is not None, "measured points have no solved loads"
+    return at_load(Replica(plain, plain.step, background, arrival_cv), mix, index).ttft
 
 
 def _measured(profile: EngineProfile, mix: TokenMix, load: float) -> Latency:
     steps = ladder(profile.points, mix)
     rate_rps = load * steps.rates_rps[-1]
-    tpot_s = steps.tpot_s(rate_rps)
-    return Latency(Exponential(steps.ttft_s(rate_rps)), tpot_s, max(0.0, mix.output_tokens - 1) * tpot_s)
+    _, slower = uncorrected(profile)
+    waits = slower * profile.correction.rising_factor(load) if profile.correction else slower
+    tpot_s = slower * steps.tpot_s(rate_rps)
+    return Latency(Exponential(waits * steps.ttft_s(rate_rps)), tpot_s, max(0.0, mix.output_tokens - 1) * tpot_s)

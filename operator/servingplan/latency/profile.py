@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from servingplan.latency.correction import Correction
 from servingplan.latency.mix import TokenMix, blend
 
-__all__ = ["Bound", "EngineProfile", "Point", "Slo", "StepTime", "TokenMix", "blend"]
+__all__ = ["Bound", "Correction", "EngineProfile", "Point", "Slo", "StepTime", "TokenMix", "blend", "uncorrected"]
+
+_RATIO_GRID = 0.002
+"""In logarithms, so that a correction read back from its decimal form meets the curves that it met before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class EngineProfile:
         max_num_batched_tokens: Token budget of a step.
         kv_tokens: Tokens that fit in the KV cache; None where it is not known to bind.
         asynchronous: Whether a step is composed while the one before it runs, as vLLM does unless told otherwise.
+        correction: What live measurements change in all this; None where nothing was learnt.
     """
 
     step: StepTime | None = None
@@ -49,6 +56,31 @@ class EngineProfile:
     max_num_batched_tokens: int = 2048
     kv_tokens: int | None = None
     asynchronous: bool = True
+    correction: Correction | None = None
+
+
+@lru_cache(maxsize=2048)
+def uncorrected(profile: EngineProfile) -> tuple[EngineProfile, float]:
+    """A profile without correction, and the factor by which all its times are longer to be those of the corrected profile.
+
+    Ratios between the factors of a step are in the profile, rounded to 0.1 %; what is common to them is in the factor.
+    """
+    if profile.correction is None:
+        return profile, 1.0
+    common, compute, read = profile.correction.step
+    plain = replace(profile, correction=None)
+    if profile.step is not None:
+        step = replace(
+            profile.step,
+            beta_s=profile.step.beta_s * _on_grid(compute / common),
+            gamma_s=profile.step.gamma_s * _on_grid(read / common),
+        )
+        plain = replace(plain, step=step)
+    return plain, common
+
+
+def _on_grid(ratio: float) -> float:
+    return math.exp(_RATIO_GRID * round(math.log(ratio) / _RATIO_GRID))
 
 
 @dataclass(frozen=True, slots=True)

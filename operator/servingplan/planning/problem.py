@@ -101,6 +101,7 @@ class PlanDemand:
         budget_per_hour: Upper bound on cost; None for none.
         tolerate_nodes: Nodes that may be lost, 0 or 1, with everything still served within its SLO by the replicas that are
             left; replicas are taken to be spread evenly over their nodes.
+        max_started_units: Units that replicas which do not run yet may take; None for any number.
     """
 
     key: str
@@ -110,6 +111,7 @@ class PlanDemand:
     budget_per_hour: float | None = None
     scope: Scope = Scope.ROUTE
     tolerate_nodes: int = 0
+    max_started_units: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class Problem:
         standing: Replicas that stand; None asks the planner to choose them.
         overload: With ``standing``, whether what exceeds the capacity is served late (True) or refused (False).
         relative_gap: Distance between the plan's quality and its proven bound at which the search may end.
+        slack: Fraction of the quality that may be given up for less cost and churn.
     """
 
     plans: tuple[PlanDemand, ...]
@@ -141,6 +144,7 @@ class Problem:
     overload: bool = True
     time_limit_s: float = 10.0
     relative_gap: float = 1e-4
+    slack: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ class Program:
             refusing = True
             self._refuse_least()
             best = self._best()
-        self._compiled.at_most(negative(self._quality()), best.value + PIN * max(1.0, abs(best.value)))
+        spare = max(PIN * max(1.0, abs(best.value)), self._problem.slack * abs(best.value))
+        self._compiled.at_most(negative(self._quality()), best.value + spare)
         self._tidy()
         fixed, quality = self._fixed()
         return self._solution(best, fixed, quality, self._bindings(refusing=refusing))

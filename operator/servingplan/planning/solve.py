@@ -89,7 +89,7 @@ def _allocated(problem: Problem) -> tuple[Answer, dict[tuple[int, str], int]]:
         if best is None or _rank(settled) > _rank(best):
             best, short = settled, lacking
         upper = found.solution.bound
-        near = upper - best.solution.quality <= problem.relative_gap * upper
+        near = upper - best.solution.quality <= (problem.relative_gap + problem.slack) * upper
         if settled is found or (near and _no_more_refused(best, _refused_weight(found))):
             break
     assert best is not None, "there is at least one round"
@@ -139,7 +139,7 @@ def _allocate(problem: Problem, known: dict[SetupKey, Seen]) -> tuple[Answer, di
         if torn and not whole:
             found = _shared_again(problem, found, _strict(found, torn), known, asked_for=found)
         found = Answer(found.pairs, replace(found.solution, bound=max(upper, found.solution.quality), seconds=seconds))
-        near = upper - found.solution.quality <= problem.relative_gap * abs(upper)
+        near = upper - found.solution.quality <= (problem.relative_gap + problem.slack) * abs(upper)
         if not torn or (near and _no_more_refused(found, least)):
             break
     lacking = found.solution.refused_after_loss.sum() > 0 or found.solution.unmet.sum() > 0.5

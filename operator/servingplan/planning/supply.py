@@ -181,6 +181,11 @@ class Supply:
                 row = self._matrix([(0, p, column.cost) for p, column in mine], 1) @ self.placed <= plan.budget_per_hour + 1e-9
                 self.rows.append(row)
                 self._named.append(_Named(index, "budget", "costPerHour", row))
+            if plan.max_started_units is not None and mine:
+                units = [
+                    float(columns[of[0]].setup.units) if columns[of[0]].plan == index else 0.0 for of in self._asked.setups
+                ]
+                self.rows.append(np.array(units) @ self.started <= float(plan.max_started_units))
             for supply in plan.accelerators:
                 used = [(0, p, float(c.setup.units)) for p, c in mine if c.setup.accelerator == supply.name]
                 if supply.limit is not None and used:

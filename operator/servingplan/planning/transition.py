@@ -1,14 +1,17 @@
 """From the replicas that run to the replicas that are wanted, without dropping requests and without exceeding the GPUs.
 
-New before old: where the nodes have room for both, what grows grows at once and what shrinks waits until everything of its
-plan that grows is ready. Where they have not, exactly as much is given up as the growth needs: first what is not ready anyway,
-then the largest surplus. What grows waits for the rest until it is really free. A setup that runs never falls below its
-target. Nothing here remembers: a step is a function of what runs now.
+New before old: where there is room for both, what grows grows at once and what shrinks waits until everything of its plan that
+grows is ready. Where there is not, exactly as much is given up as the growth needs: first what is not ready anyway, then the
+largest surplus. What is given up leaves first and its units are free only when it has gone: nothing grows into units that
+somebody still holds. A setup that runs never falls below its target. Nothing here remembers: a step is a function of what
+runs now.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class SetupState:
         target: Replicas that the plan wants.
     """
 
-    key: tuple[str, str, str]
+    key: Key
     pool: str
     units: int
     current: int
@@ -31,7 +34,7 @@ class SetupState:
     target: int
 
 
-def step(states: tuple[SetupState, ...], capacity: dict[str, int]) -> dict[tuple[str, str, str], int]:
+def step(states: tuple[SetupState, ...], capacity: dict[str, int]) -> dict[Key, int]:
     """Replicas to ask for now.
 
     Args:
@@ -54,10 +57,15 @@ def step(states: tuple[SetupState, ...], capacity: dict[str, int]) -> dict[tuple
             excess = _lower(wanted, state, state.target, excess)
         for state in reversed(members):
             excess = _lower(wanted, state, min(state.current, state.target), excess)
+        room = capacity.get(pool, 0) - sum(state.units * state.current for state in members)
+        for state in members:
+            grown = max(0, min(wanted[state.key] - state.current, room // state.units))
+            wanted[state.key] = min(wanted[state.key], state.current + grown)
+            room -= state.units * grown
     return wanted
 
 
-def _lower(wanted: dict[tuple[str, str, str], int], state: SetupState, least: int, excess: int) -> int:
+def _lower(wanted: dict[Key, int], state: SetupState, least: int, excess: int) -> int:
     """Takes replicas of a setup back, down to ``least``, while units are too many; says how many still are."""
     while excess > 0 and wanted[state.key] > least:
         wanted[state.key] -= 1
@@ -65,5 +73,5 @@ def _lower(wanted: dict[tuple[str, str, str], int], state: SetupState, least: in
     return excess
 
 
-def _surplus_units(state: SetupState) -> tuple[int, tuple[str, str, str]]:
+def _surplus_units(state: SetupState) -> tuple[int, Key]:
     return state.units * (state.current - state.target), state.key

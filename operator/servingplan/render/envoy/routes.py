@@ -74,6 +74,22 @@ def route_configuration(table: RoutingTable, revision: int) -> dict[str, Any]:
     }
 
 
+def class_stat(name: str) -> str:
+    """Under which name Envoy counts the requests of a class when it sends them to a pod.
+
+    The counters of the access log follow when a request has ended, which is minutes later for a long stream.
+    """
+    return name
+
+
+def model_stat(name: str) -> str:
+    """The same of the requests that name a model.
+
+    No class name has a colon. A dot would end the name: Envoy takes it for the next level of the statistic.
+    """
+    return "model:" + name.replace(".", ":")
+
+
 def _own_routes(table: RoutingTable, revision: int) -> list[dict[str, Any]]:
     served = {"plan": table.plan, "generation": table.generation, "digest": table.digest, "revision": revision}
     listed = {"object": "list", "data": [_listed(table, name) for name in _names(table)]}
@@ -112,7 +128,7 @@ def _model_routes(table: RoutingTable, model: ModelEntry) -> list[dict[str, Any]
     if not model.weights:
         message = f"Model {model.name} of plan {table.plan} has no ready replica."
         return [_refusal(match, 503, _error(503, "ServiceUnavailableError", message, "model"), requested=model.name)]
-    return [_forward(table, model, match, requested=model.name)]
+    return [_forward(table, model, match, requested=model.name) | {"stat_prefix": model_stat(model.name)}]
 
 
 def _unknown_model(table: RoutingTable) -> dict[str, Any]:
@@ -150,8 +166,7 @@ def _class_routes(table: RoutingTable, entry: ClassEntry) -> list[dict[str, Any]
     if not entry.weights:
         message = f"Class {entry.name} of plan {table.plan} has no ready replica."
         return [*routes, _refusal(match, 503, _error(503, "ServiceUnavailableError", message, None), **of_class)]
-    # Counts a request when it is sent to a pod; the counters of the access log follow when it has ended.
-    return [*routes, _forward(table, entry, match, **of_class) | {"stat_prefix": entry.name}]
+    return [*routes, _forward(table, entry, match, **of_class) | {"stat_prefix": class_stat(entry.name)}]
 
 
 def _forward(table: RoutingTable, entry: ClassEntry | ModelEntry, match: Mapping[str, Any], **tags: str) -> dict[str, Any]:

@@ -1,0 +1,258 @@
+"""Which replicas are wanted: what was wanted before, unless something better pays for the move.
+
+What stands is judged first. Where it cannot carry what is asked (load rose, latency was learnt to be worse, a node is gone),
+the best plan is adopted at once. Otherwise a move has to be worth it: what it gains within the dwell must exceed what its GPUs
+are worth while they start. It moves few GPUs, waits a cycle after the last one, and takes nothing back that changed within the
+dwell. A spec that has not been decided upon is always followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from servingplan.controller import demands
+from servingplan.controller.case import Case
+from servingplan.controller.memory import SetupKey
+from servingplan.controller.policy import QUALITY_SLACK, Policy, movable_units
+from servingplan.planning.compiled import SolverFailed
+from servingplan.planning.problem import Infeasible, Plan, PlanDemand, Problem, SetupOption
+
+Solver = Callable[[Problem], Plan]
+Key = tuple[str, str, str]
+
+_EQUAL = 1e-6
+_BETTER = 1e-3
+"""Fraction of all requests that a forced move has to serve more."""
+
+
+class Cause(Enum):
+    """Why the wanted replicas are what they are; a closed set, for metrics."""
+
+    HELD = "Held"
+    FIRST_PLAN = "FirstPlan"
+    SPEC_CHANGED = "SpecChanged"
+    SHORT_OF_CAPACITY = "ShortOfCapacity"
+    BETTER_QUALITY = "BetterQuality"
+    LOWER_COST = "LowerCost"
+    OTHER_PLANS = "OtherPlansChanged"
+    APPROVED = "Approved"
+    SOLVER_TIME_LIMIT = "SolverTimeLimit"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The wanted replicas of all plans.
+
+    Attributes:
+        target: By (plan, model, setup).
+        planned: What they come to, with latency and weights at the planned rates; None where no plan was found in time.
+        causes: By plan key.
+        bound: Proven upper bound on the quality of any plan, as far as one was sought.
+        proved: Whether the last search ended with its proof.
+    """
+
+    target: dict[Key, int]
+    planned: Plan | None
+    causes: dict[str, Cause]
+    bound: float
+    proved: bool
+
+
+def choose(
+    cases: tuple[Case, ...],
+    policy: Policy,
+    solver: Solver,
+    now_s: float,
+    fixed: Mapping[str, Mapping[SetupKey, int]] | None = None,
+) -> Chosen:
+    """The wanted replicas.
+
+    Args:
+        cases: Every plan.
+        policy: Dwell and cycle.
+        solver: ``planning.solve.solve``, or one that remembers its answers.
+        now_s: Seconds since the epoch.
+        fixed: Replicas of plans that have no choice, by plan key.
+    """
+    fixed = fixed or {}
+    asked = {case.key: demands.planned(case) for case in cases}
+    held = {(case.key, *key): n for case in cases for key, n in _held(case, fixed.get(case.key), now_s).items()}
+    free = tuple(case for case in cases if case.key not in fixed)
+    fresh = {case.key for case in free if case.fresh}
+    try:
+        return _chosen(cases, asked, held, fresh, fixed, policy, solver, now_s)
+    except SolverFailed:
+        causes = dict.fromkeys(asked, Cause.SOLVER_TIME_LIMIT)
+        stands = {(case.key, *key): held.get((case.key, *key), 0) for case in cases for key in case.pools}
+        return Chosen(stands, None, causes, 0.0, proved=False)
+
+
+def _chosen(
+    cases: tuple[Case, ...],
+    asked: dict[str, PlanDemand],
+    held: dict[Key, int],
+    fresh: set[str],
+    fixed: Mapping[str, Mapping[SetupKey, int]],
+    policy: Policy,
+    solver: Solver,
+    now_s: float,
+) -> Chosen:
+    def question(pin: Callable[[Case, PlanDemand], PlanDemand]) -> Problem:
+        plans = tuple(_fixed(asked[c.key], held) if c.key in fixed else pin(c, asked[c.key]) for c in cases)
+        return Problem(plans, slack=QUALITY_SLACK)
+
+    def forced(case: Case, demand: PlanDemand) -> PlanDemand:
+        return _capped(case, demand, held, now_s)
+
+    def careful(case: Case, demand: PlanDemand) -> PlanDemand:
+        return demand if case.key in fresh else _dwelling(case, _capped(case, demand, held, now_s), held, policy, now_s)
+
+    if fresh:
+        found = solver(question(careful))
+        return _adopt(found, cases, held, fresh, Cause.OTHER_PLANS)
+    stands = solver(Problem(tuple(_fixed(asked[case.key], held) for case in cases)))
+    if isinstance(stands, Infeasible):
+        found = solver(question(forced))
+        if _serves_more(found, stands, asked):
+            return _adopt(found, cases, held, fresh, Cause.SHORT_OF_CAPACITY)
+    last_s = max((kept.changed_s for case in cases for kept in case.memory.setups.values()), default=0.0)
+    if now_s - last_s < policy.cycle_s:
+        return _hold(stands, cases, held, stands.bound, proved=True)
+    found = solver(question(careful))
+    cause = _worth(found, stands, asked, held, policy)
+    if cause is Cause.HELD:
+        return _hold(stands, cases, held, max(found.bound, stands.objective), proved=found.status == "optimal")
+    return _adopt(found, cases, held, fresh, cause)
+
+
+def _hold(stands: Plan, cases: tuple[Case, ...], held: dict[Key, int], bound: float, *, proved: bool) -> Chosen:
+    target = {(case.key, *key): held.get((case.key, *key), 0) for case in cases for key in case.pools}
+    return Chosen(target, stands, {case.key: Cause.HELD for case in cases}, bound, proved)
+
+
+def _adopt(found: Plan, cases: tuple[Case, ...], held: dict[Key, int], fresh: set[str], cause: Cause) -> Chosen:
+    target = {(d.key, a.model, a.setup): a.replicas for d in found.decisions for a in d.allocations}
+    target |= {(case.key, *key): 0 for case in cases for key in case.pools if (case.key, *key) not in target}
+    causes = {}
+    for case in cases:
+        same = all(target[case.key, *key] == held.get((case.key, *key), 0) for key in case.pools)
+        if case.key in fresh:
+            causes[case.key] = Cause.SPEC_CHANGED if case.memory.generation else Cause.FIRST_PLAN
+        else:
+            causes[case.key] = Cause.HELD if same else cause
+    return Chosen(target, found, causes, found.bound, proved=found.status == "optimal")
+
+
+def _with_setups(demand: PlanDemand, change: Callable[[SetupKey, SetupOption], SetupOption]) -> PlanDemand:
+    models = tuple(
+        replace(model, setups=tuple(change((model.name, setup.name), setup) for setup in model.setups))
+        for model in demand.models
+    )
+    return replace(demand, models=models)
+
+
+def _between(setup: SetupOption, least: int, most: int | None) -> SetupOption:
+    return replace(setup, min_replicas=least, max_replicas=most)
+
+
+def _fixed(demand: PlanDemand, held: Mapping[Key, int]) -> PlanDemand:
+    """The demand with no choice of replicas left, whatever the bounds in the spec have become."""
+
+    def change(key: SetupKey, setup: SetupOption) -> SetupOption:
+        count = held.get((demand.key, *key), 0)
+        return _between(setup, max(count, setup.min_replicas), max(count, setup.min_replicas))
+
+    return _with_setups(demand, change)
+
+
+def _held(case: Case, fixed: Mapping[SetupKey, int] | None, now_s: float) -> dict[SetupKey, int]:
+    """What is wanted as it stands: of a setup that is given up no more than is ready."""
+    wanted = case.memory.replicas if fixed is None else fixed
+    found = {}
+    for key in case.pools:
+        lost = case.memory.kept(key).given_up
+        count = wanted.get(key, 0)
+        found[key] = min(count, case.ready[key]) if lost and lost.holds(now_s) else count
+    return found
+
+
+def _capped(case: Case, demand: PlanDemand, held: Mapping[Key, int], now_s: float) -> PlanDemand:
+    """What given-up setups may not exceed, and what setups of which nothing is known keep."""
+    dark = {key for key, pool in case.pools.items() if (found := case.readings.pools.get(pool)) and found.dark}
+
+    def change(key: SetupKey, setup: SetupOption) -> SetupOption:
+        least, most = setup.min_replicas, setup.max_replicas
+        lost = case.memory.kept(key).given_up
+        if lost is not None and lost.holds(now_s):
+            ready = case.ready[key]
+            return _between(setup, min(least, ready), ready if most is None else min(most, ready))
+        if key in dark:
+            count = held.get((case.key, *key), 0)
+            return _between(setup, count, count)
+        return setup
+
+    return _with_setups(demand, change)
+
+
+def _dwelling(case: Case, demand: PlanDemand, held: Mapping[Key, int], policy: Policy, now_s: float) -> PlanDemand:
+    """Nothing that grew within the dwell shrinks again, nothing that shrank grows again, and few GPUs move."""
+
+    def change(key: SetupKey, setup: SetupOption) -> SetupOption:
+        kept, count = case.memory.kept(key), held.get((case.key, *key), 0)
+        if not kept.changed_s or now_s - kept.changed_s >= policy.dwell_s or kept.given_up is not None:
+            return setup
+        most = setup.max_replicas
+        if kept.grew:
+            return _between(setup, max(setup.min_replicas, count if most is None else min(count, most)), most)
+        return _between(setup, min(setup.min_replicas, count), count if most is None else min(most, count))
+
+    units = {key: setup.count for key, setup in case.setups.items()}
+    total = sum(units[key] * held.get((case.key, *key), 0) for key in units)
+    limited = replace(demand, max_started_units=movable_units(total, max(units.values())))
+    return _with_setups(limited, change)
+
+
+def _refused(plan: Plan, asked: Mapping[str, PlanDemand]) -> float:
+    """Fraction of all requests, by weight, that is refused."""
+    weights = {(key, entry.name): entry.weight * entry.rate_rps for key, demand in asked.items() for entry in demand.classes}
+    total = sum(weights.values()) or 1.0
+    return sum(weights[d.key, route.request_class] * route.shed for d in plan.decisions for route in d.routes) / total
+
+
+def _serves_more(found: Plan, stands: Plan, asked: Mapping[str, PlanDemand]) -> bool:
+    more = _refused(stands, asked) - _refused(found, asked)
+    mended = sum(d.feasible for d in found.decisions) > sum(d.feasible for d in stands.decisions)
+    return more > _BETTER or (mended and more > -_BETTER)
+
+
+def _worth(found: Plan, stands: Plan, asked: Mapping[str, PlanDemand], held: Mapping[Key, int], policy: Policy) -> Cause:
+    """Whether a plan pays for the move to it within the dwell, and by what."""
+    if _refused(found, asked) > _refused(stands, asked) + _EQUAL:
+        return Cause.HELD
+    options = {
+        (key, model.name, setup.name): setup
+        for key, demand in asked.items()
+        for model in demand.models
+        for setup in model.setups
+    }
+    costs = {(key, supply.name): supply.cost_per_hour for key, demand in asked.items() for supply in demand.accelerators}
+    total_units = sum(options[key].units * count for key, count in held.items() if key in options)
+    warming = spent = saved = 0.0
+    for decision in found.decisions:
+        for allocation in decision.allocations:
+            key = (decision.key, allocation.model, allocation.setup)
+            setup = options[key]
+            price = costs[decision.key, setup.accelerator] + 1e-6
+            more = allocation.replicas - held.get(key, 0)
+            warming += max(0, more) * setup.units * setup.cold_start_s
+            spent += max(0, more) * setup.units * setup.cold_start_s * price
+            saved -= more * setup.units * price
+    gain = found.objective - stands.objective
+    per_unit = stands.objective / max(1, total_units)
+    if gain > QUALITY_SLACK * abs(stands.objective) and gain * policy.dwell_s > warming * per_unit:
+        return Cause.BETTER_QUALITY
+    if saved > 0 and saved * policy.dwell_s > spent and gain >= -2 * QUALITY_SLACK * abs(stands.objective):
+        return Cause.LOWER_COST
+    return Cause.HELD

@@ -1,0 +1,109 @@
+"""The planner's questions about a plan: as its spec declares it, and as it was measured and learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from servingplan.calibration.demand import DemandMemory
+from servingplan.calibration.lengths import scaled
+from servingplan.calibration.setup import corrected
+from servingplan.controller.case import Case
+from servingplan.latency.profile import EngineProfile, TokenMix, blend
+from servingplan.planning.build import plan_demand, service_level
+from servingplan.planning.problem import ClassDemand, ModelOption, PlanDemand
+
+IDLE_RPS = 1e-3
+_LEAST_QUALITY = 1e-3
+
+
+def declared(case: Case) -> PlanDemand:
+    """The demand as the spec declares it."""
+    return plan_demand(case.key, case.spec, case.plan.profiles, case.free, case.running)
+
+
+def planned(case: Case) -> PlanDemand:
+    """The demand that replicas are chosen for."""
+    memory = case.memory.demand
+    return _measured(case, {name: entry.planned_rps for name, entry in memory.classes.items()}, _named(memory, routed=False))
+
+
+def routed(case: Case) -> PlanDemand:
+    """The demand that weights are made for. A class that nobody asks for yet still needs a way."""
+    memory = case.memory.demand
+    found = _measured(case, {name: entry.routed_rps for name, entry in memory.classes.items()}, _named(memory, routed=True))
+    return replace(found, classes=tuple(replace(e, rate_rps=max(e.rate_rps, IDLE_RPS)) for e in found.classes))
+
+
+def profiles(case: Case) -> dict[tuple[str, str], EngineProfile]:
+    """Profile of every setup, corrected by what was learnt."""
+    base = declared(case)
+    return {(model.name, setup.name): setup.profile for model in _corrected(case, base.models) for setup in model.setups}
+
+
+def name_class(model: str) -> str:
+    """What the requests that name a model are called beside the classes; no class can be called so."""
+    return f"model {model}"
+
+
+def _named(memory: DemandMemory, *, routed: bool) -> dict[str, float]:
+    return {name: entry.routed_rps if routed else entry.planned_rps for name, entry in memory.models.items()}
+
+
+def _measured(case: Case, rates: dict[str, float], named: dict[str, float]) -> PlanDemand:
+    base = declared(case)
+    memory = case.memory.demand
+    classes = tuple(
+        replace(
+            entry,
+            rate_rps=rates.get(entry.name, entry.rate_rps),
+            mix=_scaled(entry.mix, memory, entry.name),
+        )
+        for entry in base.classes
+    )
+    return _with_named(case, replace(base, classes=classes, models=_corrected(case, base.models)), named)
+
+
+def _scaled(mix: TokenMix, memory: DemandMemory, name: str) -> TokenMix:
+    entry = memory.classes.get(name)
+    return scaled(mix, entry.factors) if entry else mix
+
+
+def _corrected(case: Case, models: tuple[ModelOption, ...]) -> tuple[ModelOption, ...]:
+    if case.spec.metrics.calibration == "Disabled":
+        return models
+    found = []
+    for model in models:
+        known = {setup.name: case.memory.kept((model.name, setup.name)).calibration for setup in model.setups}
+        setups = (
+            replace(
+                setup,
+                profile=corrected(
+                    setup.profile, known[setup.name], [m for name, m in known.items() if m is not None and name != setup.name]
+                ),
+            )
+            for setup in model.setups
+        )
+        found.append(replace(model, setups=tuple(setups)))
+    return tuple(found)
+
+
+def _with_named(case: Case, demand: PlanDemand, named: dict[str, float]) -> PlanDemand:
+    """The demand with the requests that name a model as classes that can only go there."""
+    listed = {model.name for model in demand.models}
+    asked = {name: rate for name, rate in named.items() if rate > 0 and name in listed}
+    if not asked:
+        return demand
+    mix = blend([(max(entry.rate_rps, IDLE_RPS), entry.mix) for entry in demand.classes])
+    qualities = {model.name: max(_LEAST_QUALITY, float(model.quality.default)) for model in case.spec.models}
+    extra = tuple(
+        ClassDemand(name_class(name), mix, service_level(case.spec.slo), rate, min_quality=qualities[name])
+        for name, rate in sorted(asked.items())
+    )
+    models = tuple(
+        replace(
+            model,
+            quality=model.quality | {name_class(name): qualities[name] if name == model.name else 0.0 for name in asked},
+        )
+        for model in demand.models
+    )
+    return replace(demand, classes=(*demand.classes, *extra), models=models)

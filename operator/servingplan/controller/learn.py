@@ -1,0 +1,168 @@
+"""From what was measured to what is remembered: rates and lengths at every look, corrections once a cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from servingplan.calibration.demand import DemandSettings, follow_demand
+from servingplan.calibration.memory import SetupMemory
+from servingplan.calibration.readings import Found, PoolReading
+from servingplan.calibration.setup import Sample, learn
+from servingplan.controller import demands
+from servingplan.controller.case import Case
+from servingplan.controller.memory import Memory, SetupKey
+from servingplan.controller.policy import Policy
+from servingplan.latency.profile import Bound, Slo, blend
+from servingplan.planning.problem import ClassDemand
+
+BURN_FACTOR = 2.0
+"""A bound burns where this many times as many requests miss it as may."""
+_EARLY = 0.5
+_ENOUGH_REQUESTS = 30.0
+_HORIZON_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What is remembered now.
+
+    Attributes:
+        news: What moved enough to plan anew for, one phrase each.
+        burning: Bounds that are being missed, one phrase each.
+    """
+
+    memory: Memory
+    news: tuple[str, ...] = ()
+    burning: tuple[str, ...] = ()
+
+
+def learnt(case: Case, policy: Policy, now_s: float) -> Learnt:
+    """What one look at the world adds to the memory of a plan; nothing where the metrics say nothing."""
+    if case.readings.found is not Found.FOUND:
+        return Learnt(case.memory)
+    memory, news = case.memory, []
+    if case.spec.metrics.rates == "Measured":
+        declared = {entry.name: entry for entry in demands.declared(case).classes}
+        settings = DemandSettings(dwell_s=policy.dwell_s)
+        followed, reason = follow_demand(memory.demand, case.readings, declared, sent(case), _horizon_s(case, policy), settings)
+        memory = replace(memory, demand=followed)
+        news += [reason] if reason else []
+    burning = burns(case)
+    due_s = policy.cycle_s * (_EARLY if burning else 1.0)
+    if case.spec.metrics.calibration == "Enabled" and case.readings.taken_s - memory.learnt_s >= due_s:
+        memory, corrected = _calibrated(replace(case, memory=memory), memory, now_s)
+        news += corrected
+    return Learnt(memory, tuple(news), burning)
+
+
+def sent(case: Case) -> dict[str, dict[str, float]]:
+    """Share of every class by pool, as the published table sends it."""
+    if case.published is None:
+        return {}
+    return {
+        entry.name: {pool: weight / sum(entry.weights.values()) for pool, weight in entry.weights.items()}
+        for entry in case.published.classes
+        if entry.weights
+    }
+
+
+def bounds_by_pool(case: Case) -> dict[str, dict[str, Slo]]:
+    """SLOs of the classes that each pool is sent, by class."""
+    slos = {entry.name: entry.slo for entry in demands.declared(case).classes}
+    found: dict[str, dict[str, Slo]] = {}
+    for name, shares in sent(case).items():
+        for pool, share in shares.items():
+            if share > 0 and name in slos:
+                found.setdefault(pool, {})[name] = slos[name]
+    return found
+
+
+def burns(case: Case) -> tuple[str, ...]:
+    """Bounds on the time to first token that too many of a pool's requests miss, beyond doubt about the bucket."""
+    found = []
+    for pool, slos in sorted(bounds_by_pool(case).items()):
+        reading = case.readings.pools.get(pool)
+        if reading is None or reading.ttft is None or reading.ttft.count < _ENOUGH_REQUESTS:
+            continue
+        for name, slo in sorted(slos.items()):
+            if slo.ttft and (said := _burn(reading, slo.ttft)):
+                found.append(f"{name} on {pool}: {said}")
+    return tuple(found)
+
+
+def _burn(reading: PoolReading, bound: Bound) -> str:
+    assert reading.ttft is not None, "the caller has looked"
+    if bound.percentile is None:
+        mean = reading.ttft.mean
+        return f"mean TTFT {mean:.2f} s, bound {bound.seconds:g} s" if mean and mean > bound.seconds else ""
+    within = reading.ttft.share_within(bound.seconds)
+    allowed = 1 - bound.percentile / 100
+    if within and 1 - within.value > BURN_FACTOR * allowed:
+        return f"{1 - within.value:.0%} of TTFT over {bound.seconds:g} s, at most {allowed:.0%} may be"
+    return ""
+
+
+def _horizon_s(case: Case, policy: Policy) -> float:
+    """How far ahead replicas are planned: those that are asked for now answer only then."""
+    return max(setup.cold_start_seconds for setup in case.setups.values()) + policy.tick_s
+
+
+def _calibrated(case: Case, memory: Memory, now_s: float) -> tuple[Memory, list[str]]:
+    """The memory with one more cycle of corrections."""
+    setups, news = dict(memory.setups), []
+    classes = {entry.name: entry for entry in demands.routed(case).classes}
+    base = {(model.name, setup.name): setup.profile for model in demands.declared(case).models for setup in model.setups}
+    for key in case.pools:
+        sample = _sample(case, key, classes, now_s)
+        if sample is None or key not in base:
+            continue
+        kept = memory.kept(key)
+        before = kept.calibration
+        after = learn(base[key], before or SetupMemory(), sample)
+        setups[key] = replace(kept, calibration=after)
+        if after.applied is not None and after.applied != (before.applied if before else None):
+            news.append(f"{'/'.join(key)} takes {after.applied.step[0]:.2f} times as long as its profile says")
+    return replace(memory, setups=setups, learnt_s=case.readings.taken_s), news
+
+
+def _sample(case: Case, key: SetupKey, classes: dict[str, ClassDemand], now_s: float) -> Sample | None:
+    """What a setup's replicas measured; None where it says nothing: too few requests, or replicas that are still cold."""
+    pool = case.pools[key]
+    reading = case.readings.pools.get(pool)
+    if reading is None or reading.dark or reading.ttft is None or reading.rate_rps is None or not reading.replicas:
+        return None
+    if reading.ttft.count < _ENOUGH_REQUESTS:
+        return None
+    serving = [pod for pod in case.pods[pool] if pod.serves]
+    if any(now_s - pod.ready_changed_s < case.readings.window_s for pod in serving):
+        return None
+    shares = sent(case)
+    parts = [(shares[name].get(pool, 0.0) * entry.rate_rps, entry) for name, entry in classes.items() if name in shares]
+    parts += [(entry.rate_rps, entry) for name, entry in classes.items() if name == demands.name_class(key[0])]
+    parts = [(rate, entry) for rate, entry in parts if rate > 0]
+    if not parts:
+        return None
+    return Sample(
+        replicas=reading.replicas,
+        rate_rps=reading.rate_rps / reading.replicas,
+        mix=blend([(rate, entry.mix) for rate, entry in parts]),
+        arrival_cv=max(entry.arrival_cv for _, entry in parts),
+        requests=reading.ttft.count,
+        ttft=reading.ttft,
+        inter_token=reading.inter_token,
+        e2e=reading.e2e,
+        bounds=_bounds([entry.slo for _, entry in parts]),
+    )
+
+
+def _bounds(slos: list[Slo]) -> tuple[tuple[str, Bound], ...]:
+    """Every kind of bound once, the tightest."""
+    tightest: dict[tuple[str, float | None], Bound] = {}
+    for slo in slos:
+        for metric, bound in (("ttft", slo.ttft), ("interToken", slo.inter_token), ("e2e", slo.e2e)):
+            if bound is None:
+                continue
+            key = (metric, bound.percentile)
+            if key not in tightest or bound.seconds < tightest[key].seconds:
+                tightest[key] = bound
+    return tuple((metric, bound) for (metric, _), bound in sorted(tightest.items(), key=lambda item: str(item[0])))

@@ -1,0 +1,106 @@
+"""What the operator told of a plan last, read back from its status: the only thing that one pass leaves to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from servingplan.api import plan_status
+from servingplan.calibration import demand, written
+from servingplan.calibration.demand import DemandMemory
+from servingplan.calibration.memory import SetupMemory
+from servingplan.controller.times import seconds_of
+from servingplan.controller.world import PlanObject
+
+SetupKey = tuple[str, str]
+"""Model and setup."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """Replicas that did not become ready in time.
+
+    Attributes:
+        attempts: Times in a row.
+        retry_s: When the next attempt is made, in seconds since the epoch.
+    """
+
+    reason: str
+    attempts: int
+    retry_s: float
+
+    def holds(self, now_s: float) -> bool:
+        """Whether no attempt is made yet."""
+        return now_s < self.retry_s
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A setup as it was last reported.
+
+    Attributes:
+        replicas: Replicas that were wanted.
+        changed_s: When that last changed, in seconds since the epoch; 0 for never.
+        grew: Whether that change added replicas.
+    """
+
+    replicas: int = 0
+    changed_s: float = 0.0
+    grew: bool = False
+    given_up: GivenUp | None = None
+    calibration: SetupMemory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A plan as it was last reported.
+
+    Attributes:
+        setups: By (model, setup).
+        learnt_s: When corrections were last learnt, in seconds since the epoch; 0 for never.
+        generation: Of the spec that was decided upon; 0 where nothing ever was.
+    """
+
+    setups: dict[SetupKey, Kept] = field(default_factory=dict)
+    demand: DemandMemory = field(default_factory=DemandMemory)
+    learnt_s: float = 0.0
+    generation: int = 0
+    proposal: plan_status.Proposal | None = None
+    approval: plan_status.Approval | None = None
+
+    def kept(self, key: SetupKey) -> Kept:
+        """A setup; one that was never spoken of has nothing."""
+        return self.setups.get(key, Kept())
+
+    @property
+    def replicas(self) -> dict[SetupKey, int]:
+        """Replicas that were wanted."""
+        return {key: kept.replicas for key, kept in self.setups.items()}
+
+
+def recall(plan: PlanObject) -> Memory:
+    """What a plan's status says; nothing where it cannot be read, which an edit by hand or another version may cause."""
+    try:
+        status = plan_status.ModelServingPlanStatus.model_validate(plan.status)
+    except ValidationError:
+        return Memory()
+    return Memory(
+        setups={(entry.model, entry.setup): _kept(entry) for entry in status.allocations},
+        demand=demand.from_status(status.demand),
+        learnt_s=seconds_of(status.metrics.time) if status.metrics and status.metrics.time else 0.0,
+        generation=(status.observed_generation or 0) if status.objective else 0,
+        proposal=status.proposal,
+        approval=status.approval,
+    )
+
+
+def _kept(entry: plan_status.AllocationStatus) -> Kept:
+    lost = entry.given_up
+    return Kept(
+        replicas=entry.replicas,
+        changed_s=seconds_of(entry.changed) if entry.changed else 0.0,
+        grew=bool(entry.grew),
+        given_up=GivenUp(lost.reason, lost.attempts, seconds_of(lost.retry)) if lost else None,
+        calibration=written.from_status(entry.calibration) if entry.calibration else None,
+    )

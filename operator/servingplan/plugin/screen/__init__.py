@@ -1,0 +1,1 @@
+"""``top``: plans at work on a terminal."""
