@@ -8,6 +8,7 @@ dwell. A spec that has not been decided upon is always followed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -76,55 +77,102 @@ def choose(
         now_s: Seconds since the epoch.
         fixed: Replicas of plans that have no choice, by plan key.
     """
-    fixed = fixed or {}
-    asked = {case.key: demands.planned(case) for case in cases}
-    held = {(case.key, *key): n for case in cases for key, n in _held(case, fixed.get(case.key), now_s).items()}
-    free = tuple(case for case in cases if case.key not in fixed)
-    fresh = {case.key for case in free if case.fresh}
+    question = _Question(cases, policy, solver, now_s, fixed or {})
     try:
-        return _chosen(cases, asked, held, fresh, fixed, policy, solver, now_s)
+        return question.answer()
     except SolverFailed:
-        causes = dict.fromkeys(asked, Cause.SOLVER_TIME_LIMIT)
-        stands = {(case.key, *key): held.get((case.key, *key), 0) for case in cases for key in case.pools}
-        return Chosen(stands, None, causes, 0.0, proved=False)
+        causes = {case.key: Cause.SOLVER_TIME_LIMIT for case in cases}
+        return Chosen(dict(question.held), None, causes, 0.0, proved=False)
 
 
-def _chosen(
-    cases: tuple[Case, ...],
-    asked: dict[str, PlanDemand],
-    held: dict[Key, int],
-    fresh: set[str],
-    fixed: Mapping[str, Mapping[SetupKey, int]],
-    policy: Policy,
-    solver: Solver,
-    now_s: float,
-) -> Chosen:
-    def question(pin: Callable[[Case, PlanDemand], PlanDemand]) -> Problem:
-        plans = tuple(_fixed(asked[c.key], held) if c.key in fixed else pin(c, asked[c.key]) for c in cases)
-        return Problem(plans, slack=QUALITY_SLACK)
+class _Question:
+    """What is asked of the solver, as more and less is left open.
 
-    def forced(case: Case, demand: PlanDemand) -> PlanDemand:
-        return _capped(case, demand, held, now_s)
+    Attributes:
+        asked: Demand by plan, at the planned rates.
+        held: Replicas as they are wanted so far.
+        fresh: Plans whose spec has not been decided upon.
+    """
 
-    def careful(case: Case, demand: PlanDemand) -> PlanDemand:
-        return demand if case.key in fresh else _dwelling(case, _capped(case, demand, held, now_s), held, policy, now_s)
+    def __init__(
+        self,
+        cases: tuple[Case, ...],
+        policy: Policy,
+        solver: Solver,
+        now_s: float,
+        fixed: Mapping[str, Mapping[SetupKey, int]],
+    ) -> None:
+        self._cases, self._policy, self._solver, self._now_s, self._fixed = cases, policy, solver, now_s, fixed
+        self.asked = {case.key: demands.planned(case) for case in cases}
+        self.held = {(case.key, *key): n for case in cases for key, n in _held(case, fixed.get(case.key), now_s).items()}
+        self.fresh = {case.key for case in cases if case.key not in fixed and case.fresh}
 
-    if fresh:
-        found = solver(question(careful))
-        return _adopt(found, cases, held, fresh, Cause.OTHER_PLANS)
-    stands = solver(Problem(tuple(_fixed(asked[case.key], held) for case in cases)))
-    if isinstance(stands, Infeasible):
-        found = solver(question(forced))
-        if _serves_more(found, stands, asked):
-            return _adopt(found, cases, held, fresh, Cause.SHORT_OF_CAPACITY)
-    last_s = max((kept.changed_s for case in cases for kept in case.memory.setups.values()), default=0.0)
-    if now_s - last_s < policy.cycle_s:
-        return _hold(stands, cases, held, stands.bound, proved=True)
-    found = solver(question(careful))
-    cause = _worth(found, stands, asked, held, policy)
-    if cause is Cause.HELD:
-        return _hold(stands, cases, held, max(found.bound, stands.objective), proved=found.status == "optimal")
-    return _adopt(found, cases, held, fresh, cause)
+    def answer(self) -> Chosen:
+        """The wanted replicas.
+
+        Raises:
+            SolverFailed: No plan was found in time.
+        """
+        if self.fresh:
+            return _adopt(self._solved(self._careful), self._cases, self.held, self.fresh, Cause.OTHER_PLANS)
+        stands = self._standing(self.asked)
+        if isinstance(stands, Infeasible):
+            # What is short already is mended at once; what will be short when the forecast comes true, a few GPUs a cycle.
+            pressing = _refused(self._standing(now := self._routed()), now) > _BETTER or not self._fits(stands)
+            found = self._solved(self._forced if pressing else self._growing)
+            if _serves_more(found, stands, self.asked):
+                return _adopt(found, self._cases, self.held, self.fresh, Cause.SHORT_OF_CAPACITY)
+        found = self._solved(self._careful)
+        cause = _worth(found, stands, self.asked, self.held, self._policy)
+        if cause is Cause.HELD:
+            bound = max(found.bound, stands.objective)
+            return _hold(stands, self._cases, self.held, bound, proved=found.status == "optimal")
+        return _adopt(found, self._cases, self.held, self.fresh, cause)
+
+    def _routed(self) -> dict[str, PlanDemand]:
+        return {case.key: demands.routed(case) for case in self._cases}
+
+    def _standing(self, asked: Mapping[str, PlanDemand]) -> Plan:
+        """What the replicas that are wanted so far come to."""
+        return self._solver(Problem(tuple(_fixed(asked[case.key], self.held) for case in self._cases)))
+
+    def _fits(self, stands: Plan) -> bool:
+        """Whether the replicas that are wanted so far can all be had."""
+        return all(
+            allocation.replicas >= self.held.get((decision.key, allocation.model, allocation.setup), 0)
+            for decision in stands.decisions
+            for allocation in decision.allocations
+        )
+
+    def _solved(self, leave: Callable[[Case, PlanDemand], PlanDemand]) -> Plan:
+        plans = (
+            _fixed(self.asked[case.key], self.held) if case.key in self._fixed else leave(case, self.asked[case.key])
+            for case in self._cases
+        )
+        return self._solver(Problem(tuple(plans), slack=QUALITY_SLACK))
+
+    def _forced(self, case: Case, demand: PlanDemand) -> PlanDemand:
+        """Everything open but what is given up, or unknown."""
+        return _capped(case, demand, self.held, self._now_s)
+
+    def _growing(self, case: Case, demand: PlanDemand) -> PlanDemand:
+        """A few more replicas, and none less."""
+        if self._just_moved(case):
+            return _fixed(demand, self.held)
+        return _dwelling(case, self._forced(case, demand), self.held, self._now_s, math.inf, regrow=True)
+
+    def _careful(self, case: Case, demand: PlanDemand) -> PlanDemand:
+        """A small move of what has stood for a dwell; of a fresh plan everything."""
+        if case.key in self.fresh:
+            return self._forced(case, demand)
+        if self._just_moved(case):
+            return _fixed(demand, self.held)
+        return _dwelling(case, self._forced(case, demand), self.held, self._now_s, self._policy.dwell_s, regrow=False)
+
+    def _just_moved(self, case: Case) -> bool:
+        last_s = max((kept.changed_s for kept in case.memory.setups.values()), default=0.0)
+        retried = any(kept.given_up and not kept.given_up.holds(self._now_s) for kept in case.memory.setups.values())
+        return self._now_s - last_s < self._policy.cycle_s and not retried
 
 
 def _hold(stands: Plan, cases: tuple[Case, ...], held: dict[Key, int], bound: float, *, proved: bool) -> Chosen:
@@ -196,15 +244,17 @@ def _capped(case: Case, demand: PlanDemand, held: Mapping[Key, int], now_s: floa
     return _with_setups(demand, change)
 
 
-def _dwelling(case: Case, demand: PlanDemand, held: Mapping[Key, int], policy: Policy, now_s: float) -> PlanDemand:
+def _dwelling(
+    case: Case, demand: PlanDemand, held: Mapping[Key, int], now_s: float, dwell_s: float, *, regrow: bool
+) -> PlanDemand:
     """Nothing that grew within the dwell shrinks again, nothing that shrank grows again, and few GPUs move."""
 
     def change(key: SetupKey, setup: SetupOption) -> SetupOption:
         kept, count = case.memory.kept(key), held.get((case.key, *key), 0)
-        if not kept.changed_s or now_s - kept.changed_s >= policy.dwell_s or kept.given_up is not None:
+        if not kept.changed_s or now_s - kept.changed_s >= dwell_s or kept.given_up is not None:
             return setup
         most = setup.max_replicas
-        if kept.grew:
+        if kept.grew or regrow:
             return _between(setup, max(setup.min_replicas, count if most is None else min(count, most)), most)
         return _between(setup, min(setup.min_replicas, count), count if most is None else min(most, count))
 

@@ -17,18 +17,19 @@ from typing import Any
 import aiohttp
 
 from servingplan.api import v1alpha1
+from servingplan.calibration.readings import Found
 from servingplan.controller.apply import apply
 from servingplan.controller.decide import Decision, decide
 from servingplan.controller.desired import desired
 from servingplan.controller.health import Pulse
 from servingplan.controller.kube import Kube, KubeError, NotLeader
 from servingplan.controller.measure import Meter
+from servingplan.controller.news import event, news, shown_of
 from servingplan.controller.observe import Watched, observe
 from servingplan.controller.policy import Policy
 from servingplan.controller.settings import Settings
 from servingplan.controller.status import status
-from servingplan.controller.telemetry import Telemetry
-from servingplan.controller.times import text_of
+from servingplan.controller.telemetry import SolveKind, Telemetry
 from servingplan.controller.world import PlanObject, World
 from servingplan.planning.problem import Plan, Problem
 from servingplan.planning.solve import solve
@@ -64,12 +65,20 @@ class RememberingSolver:
         """
         question = repr(problem)
         if question not in self._answers:
-            with self._telemetry.solving("weights" if problem.standing is not None else "plan"):
+            with self._telemetry.solving(_kind(problem)):
                 self._answers[question] = solve(problem)
             while len(self._answers) > _REMEMBERED:
                 self._answers.popitem(last=False)
         self._answers.move_to_end(question)
         return self._answers[question]
+
+
+def _kind(problem: Problem) -> SolveKind:
+    """What a problem asks for: weights for given replicas, what held replicas come to, or replicas."""
+    if problem.standing is not None:
+        return "weights"
+    setups = [setup for plan in problem.plans for model in plan.models for setup in model.setups]
+    return "hold" if all(setup.min_replicas == setup.max_replicas for setup in setups) else "plan"
 
 
 @dataclass(slots=True)
@@ -195,9 +204,10 @@ class Loop:
                 wanted = desired(decision, world, self.settings, self._revision(decision, world))
                 for kind, _, name in await apply(self.kube, wanted, world, world.children_of(plan), plan.key):
                     message = f"{kind} {name} was changed by somebody else and is as planned again"
-                    await self._tell(plan, _event(plan, "Warning", "DriftCorrected", message))
+                    await self._tell(plan, event(plan, "Warning", "DriftCorrected", message))
             except OverlayError as error:
                 refused = f"template: {error}"
+                self.telemetry.error("template")
             except KubeError as error:
                 if error.status not in _REFUSALS:
                     raise
@@ -213,12 +223,18 @@ class Loop:
         return 0.0 if decision.settled else STEP_S
 
     def _tell_metrics(self, plan: PlanObject, decision: Decision | None, world: World, found: dict[str, Any]) -> None:
-        self.telemetry.plan(plan.key, found, asked=decision.asked if decision else None)
-        age_s = world.readings_of(plan.key).age_s
-        if age_s is not None:
-            self.telemetry.sampled(plan.key, age_s)
+        readings = world.readings_of(plan.key)
+        if readings.age_s is not None:
+            self.telemetry.sampled(plan.key, time.time() - readings.taken_s + readings.age_s)
+        if readings.found is Found.UNREACHABLE:
+            self.telemetry.error("prometheus")
+        if world.silent(plan.key):
+            self.telemetry.error("router")
         if decision is None:
+            self.telemetry.plan(plan.key, found)
             return
+        weights, bounds = shown_of(decision)
+        self.telemetry.plan(plan.key, found, asked=decision.asked, weights=weights, bounds=bounds)
         if decision.planned is None or decision.sharing is None:
             self.telemetry.error("solver")
         if found.get("history", [])[:1] != plan.status.get("history", [])[:1]:
@@ -248,9 +264,9 @@ class Loop:
             "metadata": {"name": plan.owner.name, "namespace": plan.owner.namespace, "uid": plan.owner.uid},
             "status": found,
         }
-        for kind, reason, message in _news(plan, found):
+        for kind, reason, message in news(plan, found):
             log.info("%s: %s %s", plan.key, reason, message)
-            await self._tell(plan, _event(plan, kind, reason, message))
+            await self._tell(plan, event(plan, kind, reason, message))
         await self.kube.apply(body, status=True)
         replaced, _ = self.reported.get(plan.key, ([], {}))
         self.reported[plan.key] = ([*replaced, plan.status], found)
@@ -261,59 +277,3 @@ class Loop:
         except KubeError as error:
             # News that does not arrive must not keep a plan from being served.
             log.warning("%s: event not recorded: %s", plan.key, error)
-
-
-_CALM = frozenset({"Progressing", "RouterNotReady", "RoutingNotSynced", "Paused", "AwaitingApproval"})
-_TOLD = ("Ready", "Feasible", "MetricsAvailable", "SLOMet", "Calibrated")
-"""Conditions whose changes are told as Events; the others follow from these."""
-
-
-def _news(plan: PlanObject, found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What a person should hear of: decisions, proposals, and conditions that changed; (type, reason, message)."""
-    news = []
-    history = found.get("history", [])
-    if history and history[:1] != plan.status.get("history", [])[:1]:
-        replicas = ", ".join(f"{setup}={count}" for setup, count in history[0]["replicas"].items()) or "none"
-        news.append(("Normal", "Planned", f"{history[0]['reason']}: {replicas}"))
-    proposal, old = found.get("proposal"), plan.status.get("proposal") or {}
-    if proposal and proposal["id"] != old.get("id"):
-        news.append(("Normal", "Proposed", f"proposal {proposal['id']} waits for approval: {proposal['reason']}"))
-    refused = (found.get("approval") or {}).get("refused")
-    if refused and refused != (plan.status.get("approval") or {}).get("refused"):
-        news.append(("Warning", "ApprovalRefused", refused))
-    before = {entry["type"]: entry for entry in plan.status.get("conditions", [])}
-    for entry in found["conditions"]:
-        kind, reason = entry["type"], entry["reason"]
-        old = before.get(kind, {})
-        if kind not in _TOLD or old.get("reason") == reason:
-            continue
-        if kind == "Ready":
-            calm = entry["status"] == "True" or reason in _CALM
-            news.append(("Normal" if calm else "Warning", reason, entry["message"] or "the plan is in place"))
-        elif entry["status"] == "False" or reason == "SolverTimeLimit":
-            news.append(("Warning", reason, f"{kind}: {entry['message']}"))
-        elif old.get("status") == "False":
-            news.append(("Normal", reason, f"{kind} again"))
-    return news
-
-
-def _event(plan: PlanObject, kind: str, reason: str, message: str) -> dict[str, Any]:
-    now = text_of(time.time())
-    return {
-        "metadata": {"generateName": f"{plan.owner.name}-", "namespace": plan.owner.namespace},
-        "involvedObject": {
-            "apiVersion": v1alpha1.API_VERSION,
-            "kind": v1alpha1.KIND,
-            "namespace": plan.owner.namespace,
-            "name": plan.owner.name,
-            "uid": plan.owner.uid,
-        },
-        "type": kind,
-        "reason": reason,
-        "message": message[:1024],
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-        "source": {"component": names.FIELD_MANAGER},
-        "reportingComponent": f"{v1alpha1.GROUP}/{names.FIELD_MANAGER}",
-    }

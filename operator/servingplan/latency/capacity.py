@@ -115,7 +115,7 @@ def latency(
     )
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=32768)
 def utilization(
     profile: EngineProfile, mix: TokenMix, slo: Slo, background: TokenMix | None = None, arrival_cv: float = 1.0
 ) -> float:
@@ -167,7 +167,7 @@ def margin(
     return total_margin(declared, profile.correction.further_margin(key)) if profile.correction else declared
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def _margin(profile: EngineProfile, background: TokenMix, arrival_cv: float, index: int) -> float:
     base = _base_margin(profile, index)
     if profile.step is None or stable_rate_rps(profile, background) <= 0:

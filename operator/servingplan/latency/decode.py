@@ -201,7 +201,7 @@ def _slots(profile: EngineProfile, step: StepTime, mix: TokenMix, rate_rps: floa
     return slot_wait, spread * (1 + burst) / 2 / (last_rps - rate_rps)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _context_spread(mix: TokenMix) -> float:
     """Mean square over squared mean of a running request's context."""
     prompts, outputs, weights = lengths(mix)

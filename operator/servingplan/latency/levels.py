@@ -64,7 +64,7 @@ def load_at(below: int, share: float) -> float:
     return 1.1 - 1 / (low + share * (high - low))
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)
 def at_load(replica: Replica, mix: TokenMix, index: int) -> AtLoad:
     """Latency of the requests of `mix` at one of the solved loads."""
     if LOADS[index] == 0:
@@ -101,14 +101,14 @@ def _alone(replica: Replica, mix: TokenMix) -> AtLoad:
     return AtLoad(first, gap_s, max(0.0, mix.output_tokens - 1) * gap_s, 0.0)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def running_at(replica: Replica, index: int) -> Running:
     """The running requests at one of the solved loads."""
     rate_rps = LOADS[index] * stable_step_rate_rps(replica.profile, replica.step, replica.mix)
     return running(replica.profile, replica.step, replica.mix, rate_rps, replica.arrival_cv)
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=256)
 def _queue(replica: Replica, index: int) -> Backlog:
     rate_rps = LOADS[index] * stable_step_rate_rps(replica.profile, replica.step, replica.mix)
     state = running_at(replica, index)

@@ -51,7 +51,7 @@ def measured_rate_rps(points: tuple[Point, ...], mix: TokenMix) -> float:
     return ladder(points, mix).rates_rps[-1]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def ladder(points: tuple[Point, ...], mix: TokenMix) -> Ladder:
     """The ladder of the lengths nearest to the mix."""
     nearest = _nearest(points, mix)

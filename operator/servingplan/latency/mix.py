@@ -94,7 +94,7 @@ class Lengths(NamedTuple):
     weights: Floats
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def lengths(mix: TokenMix) -> Lengths:
     """The mix as weighted pairs: its sample, neighbours merged where it is large, or a grid over its lognormal lengths."""
     if mix.sample:
@@ -112,7 +112,7 @@ def lengths(mix: TokenMix) -> Lengths:
     )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def prompt_lengths(mix: TokenMix) -> tuple[Floats, Floats]:
     """(n,) prompt tokens and (n,) their weights, summing to 1."""
     if mix.sample:
@@ -121,7 +121,7 @@ def prompt_lengths(mix: TokenMix) -> tuple[Floats, Floats]:
     return _lognormal(mix.prompt_tokens, mix.prompt_cv, _PROMPT_CELLS)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def output_gaps(mix: TokenMix) -> tuple[Floats, Floats]:
     """(n,) gaps between a request's tokens, of the requests that have any, and (n,) their share of all requests."""
     shape = lengths(mix)
@@ -188,7 +188,7 @@ def _of_moments(moments: Sequence[float], sample: tuple[tuple[float, float], ...
     return TokenMix(prompt, output, prompt_cv, output_cv, sample, weights, correlation)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _shortened(mix: TokenMix, pairs: int) -> Lengths:
     whole = lengths(mix)
     return _merged(np.column_stack(whole[:2]), whole.weights, pairs)
