@@ -2,7 +2,7 @@
 
 Nothing here survives the bed, so etcd does not sync to disk; every controller acts under its own service account, so
 RBAC holds for them as on a real cluster. The audit log records what service accounts ask for, by which a test tells
-whether a role grants what is needed and no more.
+whether a role grants what is needed and no more, and when rights change.
 """
 
 import asyncio
@@ -34,6 +34,11 @@ _AUDIT_POLICY = {
     "rules": [
         {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
         {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {
+            "level": "Metadata",
+            "verbs": ["create", "update", "patch", "delete"],
+            "resources": [{"group": "rbac.authorization.k8s.io"}],
+        },
         {"level": "None"},
     ],
 }

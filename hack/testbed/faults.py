@@ -8,11 +8,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +33,10 @@ AWAY = Fault("refuse")
 RESETTING = Fault("reset")
 HANGING = Fault("hang")
 NOT_JSON = Fault("answer", status=200, body=b"<html><body>Please log in</body></html>")
-EMPTY = Fault("change", change=lambda _: [])
 EXPIRED_WATCHES = Fault("expire")
 
 _CRASH_PERIOD_S = 0.2
+_FIRST_TIME_S = 1e9
 
 NEVER_READY: Object = {"spec": {"containers": [{"name": "vllm", "env": [{"name": "SIM_COLD_START_S", "value": "3600"}]}]}}
 UNKNOWN_IMAGE: Object = {"spec": {"containers": [{"name": "vllm", "image": "no/such:image"}]}}
@@ -59,11 +59,13 @@ def answering(status: int, *, methods: Sequence[str] = (), path: str = "") -> Fa
 def _spoilt(entry: dict[str, Any], text: str) -> dict[str, Any]:
     if "values" in entry:
         return entry | {"values": [[at, text] for at, _ in entry["values"]]}
-    return entry | {"value": [entry["value"][0], text]}
+    at_s, value = entry["value"]
+    # The time of a sample is known whatever its value is.
+    return entry if float(value) > _FIRST_TIME_S else entry | {"value": [at_s, text]}
 
 
 def values_of(text: str) -> Fault:
-    """Let Prometheus answer this value, such as NaN, for every sample."""
+    """Let Prometheus answer this value, such as NaN, for every sample that is not a time."""
     return Fault("change", change=lambda series: [_spoilt(entry, text) for entry in series])
 
 
@@ -83,11 +85,6 @@ def without_label(label: str) -> Fault:
         return [entry | {"metric": {k: v for k, v in entry["metric"].items() if k != label}} for entry in series]
 
     return Fault("change", change=change)
-
-
-def frozen(moment_s: float | None = None) -> Fault:
-    """Let Prometheus have received nothing since a moment; now by default."""
-    return Fault("change", moment_s=time.time() if moment_s is None else moment_s)
 
 
 def prometheus_proxy() -> Proxy:
@@ -182,25 +179,41 @@ def tainted(bed: Bed, *names: str) -> Iterator[None]:
 
 
 @contextmanager
-def other_prometheus(bed: Bed, proxy: Proxy, folder: Path, *rules: Object, interval_s: float = 1.0) -> Iterator[None]:
-    """Put another Prometheus behind a proxy, one that was born just now and stores what it scrapes by its own rules.
+def other_prometheus(
+    bed: Bed,
+    proxy: Proxy,
+    folder: Path,
+    rules: Sequence[Object] = (),
+    *,
+    interval_s: float = 1.0,
+    scrapes: bool = True,
+    remembers: bool = False,
+) -> Iterator[None]:
+    """Put another Prometheus behind a proxy.
 
     Args:
         bed: Whose pods it scrapes; this process has to stand inside.
         proxy: A ``prometheus_proxy``, which leads to the bed's own again at the end.
-        folder: An empty folder for it.
-        rules: Rules of ``metric_relabel_configs``, such as ``renamed`` and ``dropped`` make; none for the bed's own.
+        folder: Where its files go; made for it.
+        rules: Rules of ``metric_relabel_configs``, such as ``renamed`` and ``dropped`` make.
         interval_s: Its scrape interval.
+        scrapes: Whether it scrapes at all; one that does not receives nothing new.
+        remembers: Whether it begins with everything that the bed's own has stored by now; else with nothing.
     """
+    folder.mkdir()
+    if remembers:
+        shutil.copytree(bed.dir / "volatile" / "prometheus", folder / "data", ignore=shutil.ignore_patterns("lock"))
+    content = prometheus.configuration(bed.dir / "pki" / "agent.kubeconfig", interval_s, rules)
+    content["scrape_configs"] = content["scrape_configs"] if scrapes else []
     config = folder / "prometheus.yml"
-    config.write_text(yaml.safe_dump(prometheus.configuration(bed.dir / "pki" / "agent.kubeconfig", interval_s, rules)))
+    config.write_text(yaml.safe_dump(content))
     address = f"{GATEWAY}:{_free_port()}"
     flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
     argv = [str(tools.find().prometheus), *flags]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(argv, stdout=log, stderr=log, preexec_fn=kernel.die_with_parent)  # noqa: PLW1509 - one call, no lock
     try:
-        wait_until(lambda: _knows_any_target(address), 30, "another Prometheus with its first samples")
+        wait_until(lambda: _knows(address, "up" if scrapes else "vector(1)"), 30, "another Prometheus")
         proxy.forward(f"http://{address}")
         yield
     finally:
@@ -214,8 +227,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _knows_any_target(address: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/api/v1/query?query=up", timeout=5) as answer:
+def _knows(address: str, query: str) -> bool:
+    url = f"http://{address}/api/v1/query?query={query}"
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
         return bool(json.load(answer)["data"]["result"])
     return False
 

@@ -11,7 +11,6 @@ import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,8 +49,6 @@ class Fault:
         methods: HTTP methods that it concerns; empty for all.
         path: Regular expression that is searched for in the path and query.
         change: For ``change``: the answered series in another form.
-        moment_s: For ``change``: evaluate everything at this time instead of the one asked for, as a Prometheus would that
-            has received nothing since.
     """
 
     action: Literal["refuse", "reset", "hang", "answer", "expire", "change"]
@@ -60,7 +57,6 @@ class Fault:
     methods: frozenset[str] = frozenset()
     path: str = ""
     change: Callable[[Series], Series] = field(default=lambda series: series)
-    moment_s: float | None = None
 
     def concerns(self, request: web.Request) -> bool:
         """Whether it is for this request."""
@@ -246,16 +242,12 @@ class Proxy:
                 return False
 
     async def _altered(self, request: web.Request, fault: Fault) -> web.StreamResponse:
-        asked_s, query = _moved(dict(request.query), fault.moment_s)
-        url = URL(self._upstream + request.path).with_query(query)
+        url = URL(self._upstream + request.raw_path, encoded=True)
         async with self._ask(request, await request.read(), url, **{"Accept-Encoding": "identity"}) as answer:
             text = await answer.read()
         if answer.status == _OK and "/api/v1/query" in request.path:
             found = json.loads(text)
-            series = found["data"]["result"]
-            if asked_s is not None:
-                series = [entry | {"value": [asked_s, entry["value"][1]]} if "value" in entry else entry for entry in series]
-            found["data"]["result"] = fault.change(series)
+            found["data"]["result"] = fault.change(found["data"]["result"])
             text = json.dumps(found).encode()
         return web.Response(status=answer.status, body=text, content_type="application/json")
 
@@ -270,13 +262,3 @@ def _answer(fault: Fault) -> web.Response:
     except ValueError:
         return web.Response(status=fault.status, body=fault.body, content_type="text/html")
     return web.Response(status=fault.status, body=fault.body, content_type="application/json")
-
-
-def _moved(query: dict[str, str], moment_s: float | None) -> tuple[float | None, dict[str, str]]:
-    """The parameters of a query that sees nothing younger than a moment, and the time that an instant query asked for."""
-    if moment_s is None:
-        return None, query
-    if "end" in query:
-        end_s = min(float(query["end"]), moment_s)
-        return None, query | {"end": str(end_s), "start": str(min(float(query["start"]), end_s))}
-    return float(query.get("time", time.time())), query | {"time": str(moment_s)}

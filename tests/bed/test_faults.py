@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from testbed.proxy import Fault, Proxy
 from testbed.witness import Witness
 
 CHUNK_S = 0.02
-OLD_S, ASKED_S = 1000.0, 2000.0
+ASKED_S = 2000.0
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -142,13 +142,11 @@ def test_an_answer_may_be_no_json(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("fault", "pods", "values"),
     [
-        (faults.EMPTY, [], []),
         (faults.values_of("NaN"), ["a-1", "a-2", "b-1"], ["NaN"] * 3),
         (faults.without("pod", "^a-"), ["b-1"], [str(ASKED_S)]),
         (faults.without_label("pod"), [None] * 3, [str(ASKED_S)] * 3),
-        (faults.frozen(OLD_S), ["a-1", "a-2", "b-1"], [str(OLD_S)] * 3),
     ],
-    ids=["empty", "NaN", "some pods", "no label", "frozen"],
+    ids=["NaN", "some pods", "no label"],
 )
 def test_what_prometheus_answers_is_altered(proxy: Proxy, fault: Fault, pods: list[Any], values: list[str]) -> None:
     with proxy.broken(fault):
@@ -157,9 +155,9 @@ def test_what_prometheus_answers_is_altered(proxy: Proxy, fault: Fault, pods: li
     assert [entry["value"] for entry in found] == [[ASKED_S, value] for value in values]
 
 
-def test_a_frozen_prometheus_knows_no_later_window(proxy: Proxy) -> None:
-    with proxy.broken(faults.frozen(OLD_S)):
-        assert query(proxy, start=500, end=ASKED_S)[0]["values"] == [[500, "1"], [OLD_S, "2"]]
+def test_the_times_of_samples_are_known_whatever_their_values(proxy: Proxy) -> None:
+    with proxy.broken(faults.values_of("NaN")):
+        assert {entry["value"][1] for entry in query(proxy, time=2e9)} == {"2000000000.0"}
 
 
 def test_a_hanging_watch_goes_on_where_it_stopped(proxy: Proxy) -> None:
@@ -292,22 +290,35 @@ def test_another_prometheus_stores_series_under_old_names_or_not_at_all(inside: 
     with faults.prometheus_proxy() as proxy:
 
         def stored(name: str) -> list[Any]:
-            url = f"{proxy.url}/api/v1/query?query={name}{{namespace=%22{namespace}%22}}"
+            bare = name.removeprefix("timestamp(").removesuffix(")")
+            selector = f"{bare}{{namespace=%22{namespace}%22}}"
+            url = f"{proxy.url}/api/v1/query?query={name.replace(bare, selector)}"
             found: list[Any] = json.loads(fetch(url)[1])["data"]["result"]
             return found
 
         wait_until(lambda: stored(new), 20, "scraped")
-        (tmp_path / "old").mkdir()
-        with faults.other_prometheus(inside, proxy, tmp_path / "old", *faults.renamed(faults.OLD_NAMES)):
+        with faults.other_prometheus(inside, proxy, tmp_path / "old", faults.renamed(faults.OLD_NAMES)):
             wait_until(lambda: stored(old), 20, "old names")
             assert not stored(new)
             assert stored("vllm:gpu_cache_usage_perc")
         assert stored(new)
         assert not stored(old)
-        (tmp_path / "none").mkdir()
-        with faults.other_prometheus(inside, proxy, tmp_path / "none", faults.dropped("pod", "exporter")):
+        with faults.other_prometheus(inside, proxy, tmp_path / "none", [faults.dropped("pod", "exporter")]):
             wait_until(lambda: stored("up"), 20, "the pod is a target")
             assert not stored(new)
+        with faults.other_prometheus(inside, proxy, tmp_path / "empty", scrapes=False):
+            assert not stored("up")
+        with faults.other_prometheus(inside, proxy, tmp_path / "frozen", scrapes=False, remembers=True):
+            last_s = newest(stored, new)
+            wait_until(lambda: time.time() > last_s + 3, 10, "time passes")
+            assert newest(stored, new) == last_s
+        wait_until(lambda: newest(stored, new) > last_s, 10, "the bed's own goes on")
+
+
+def newest(stored: Callable[[str], list[Any]], name: str) -> float:
+    """Time of the newest sample."""
+    (entry,) = stored(f"timestamp({name})")
+    return float(entry["value"][1])
 
 
 @pytest.fixture

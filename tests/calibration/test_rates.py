@@ -87,7 +87,7 @@ def test_a_step_is_no_trend():
     chance = np.random.default_rng(5)
     rates = np.concatenate([chance.poisson(300, 60), chance.poisson(900, 20)]) / 30
     peak = max(forecast(history(*rates[:end]), 10.0, COLD_S).needed_rps for end in range(61, 81))
-    assert peak < 1.15 * 30
+    assert peak < 1.25 * 30
 
 
 def test_a_ramp_is_planned_for_where_it_will_be():

@@ -152,6 +152,7 @@ def test_learning_settles_and_plans_stand_still():
         (sample_of(slower(1.3), 0.5, requests=29), "too few requests"),
         (replace(sample_of(slower(1.3), 0.5), rate_rps=0.0), "no rate"),
         (replace(sample_of(slower(1.3), 0.5), ttft=Histogram(EDGES, (0.0,) * len(EDGES), 0.0)), "no observations"),
+        (sample_of(slower(1.3), 0.5, unevenness=math.nan), "a figure that is none"),
         (replace(sample_of(slower(1.3), 0.5), mix=TokenMix(10**6, 10)), "requests that cannot be there"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
@@ -172,7 +173,7 @@ def test_a_queue_that_is_not_stationary_teaches_the_form_nothing(fields):
 def test_a_queue_that_grows_at_a_light_load_says_that_the_replica_is_slower():
     settled = taught(over_loads(PRIOR, 2))
     after = learn(PRIOR, settled, sample_of(PRIOR, 0.5, late=20.0, growing=True))
-    assert after.log_step[0] > settled.log_step[0] + 0.02
+    assert after.log_step[0] > settled.log_step[0] + 0.01
 
 
 def test_a_faster_replica_is_found_out_where_it_is_believed_full():

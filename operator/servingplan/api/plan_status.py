@@ -210,7 +210,7 @@ class ModelServingPlanStatus(Object):
     conditions: list[Condition] = Field(
         default_factory=list,
         json_schema_extra=LIST_BY_NAME | {"x-kubernetes-list-map-keys": ["type"]},
-        description="Ready, Reconciling, Stalled, Feasible, RoutingSynced, MetricsAvailable, SLOMet.",
+        description="Ready, Reconciling, Stalled, Feasible, RoutingSynced, MetricsAvailable, SLOMet, Calibrated.",
     )
     allocations: list[AllocationStatus] = Field(default_factory=list, description="What every setup in use has.")
     routes: list[RouteStatus] = Field(default_factory=list, description="Where every class goes.")

@@ -15,24 +15,27 @@ from servingplan.latency.capacity import latency, margin, stable_rate_rps
 from servingplan.latency.correction import bound_key
 from servingplan.latency.profile import Bound, EngineProfile
 
-_PACE = 0.05
+_PACE, _FIRST_PACE = 0.05, 0.5
+"""How far a margin moves by a window in the long run; and the same over the number of windows, while that is more."""
 _BROKEN_WINDOWS = 0.05
 _LEAST, _MOST = -0.1, 0.4
 
 
-def learnt(margins: dict[str, float], profile: EngineProfile, sample: Sample) -> dict[str, float]:
+def learnt(margins: dict[str, float], profile: EngineProfile, sample: Sample, samples: int) -> dict[str, float]:
     """Further margins by bound, after a window.
 
     Args:
         margins: Before it.
         profile: As was believed before the window, margins included.
         sample: The window.
+        samples: Windows that were learnt from before it.
     """
+    pace = max(_PACE, _FIRST_PACE / (1 + samples))
     found = dict(margins)
     for metric, bound in sample.bounds:
         key = bound_key(metric, bound.percentile)
         if (broken := _broken(profile, sample, metric, bound)) is not None:
-            moved = margins.get(key, 0.0) + _PACE * (float(broken) - _BROKEN_WINDOWS)
+            moved = margins.get(key, 0.0) + pace * (float(broken) - _BROKEN_WINDOWS)
             found[key] = min(_MOST, max(_LEAST, moved))
     return found
 

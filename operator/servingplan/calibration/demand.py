@@ -126,7 +126,7 @@ def follow_demand(
     if readings.found is not Found.FOUND:
         return DemandMemory(kept, dict(memory.models)), ""
     before = {name: kept.get(name, _as_declared(entry)) for name, entry in sorted(declared.items())}
-    forecasts = _forecasts(before, readings, declared, horizon_s, settings)
+    forecasts = _forecasts(before, kept, readings, declared, horizon_s, settings)
     flows_rps = {name: forecasts[name].level_rps if name in forecasts else before[name].routed_rps for name in before}
     lengths = measured_factors(
         readings.pools,
@@ -173,14 +173,20 @@ def _usable(histories: Mapping[str, RateHistory]) -> list[tuple[str, RateHistory
 
 
 def _forecasts(
-    held: Mapping[str, Held], readings: Readings, declared: Mapping[str, Declared], horizon_s: float, settings: DemandSettings
+    held: Mapping[str, Held],
+    kept: Mapping[str, Held],
+    readings: Readings,
+    declared: Mapping[str, Declared],
+    horizon_s: float,
+    settings: DemandSettings,
 ) -> dict[str, Forecast]:
     return {
         name: forecast(
             history, held[name].planned_rps, horizon_s, dwell_s=settings.dwell_s, arrival_cv=declared[name].arrival_cv
         )
         for name, history in _usable(readings.classes)
-        if name in declared
+        # A plan that nobody has used yet is planned as it declares itself; its first request begins the measuring.
+        if name in declared and (name in kept or any(history.rates_rps))
     }
 
 

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from servingplan.calibration.readings import RateHistory
 
 DWELL_S = 900.0
-HIGHEST_DISPERSION = 2.0
+HIGHEST_DISPERSION = 3.0
 
-_QUANTILE = 0.95
+_QUANTILE = 0.98
 _AROUND_S, _RECENT_S, _AHEAD_S = 300.0, 60.0, 60.0
 _HOLT_LEVEL_S, _HOLT_SLOPE_S, _DAMPING_S = 90.0, 150.0, 900.0
 _LEVEL_DOUBTED, _SLOPE_DOUBTED, _DRIFT_DOUBTED = 2.5, 2.5, 1.5
@@ -87,13 +87,14 @@ def forecast(
     slope = _slope(filled[-2 * windows :], noise)
     level = _level(_brought_forward(measured, slope, history.window_s), noise, (dwell_s, _AROUND_S, _RECENT_S))
     spread = _dispersion(measured, noise)
-    now = level * spread
+    now, lately = level * spread, _remembered(filled, windows, noise)
     return Forecast(
         level_rps=level,
         trend_rps_per_s=slope,
         dispersion=spread,
-        needed_rps=max(now, _remembered(filled, windows, noise), _ahead(level, slope, horizon_s) * spread),
-        routed_rps=_ahead(level, max(0.0, slope), _AHEAD_S) * spread,
+        needed_rps=max(now, lately, _ahead(level, slope, horizon_s) * spread),
+        # Weights for the present lull alone would send the next burst where there is no room for it.
+        routed_rps=max(lately, _ahead(level, max(0.0, slope), _AHEAD_S) * spread),
     )
 
 

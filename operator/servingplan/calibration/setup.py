@@ -52,6 +52,8 @@ def learn(prior: EngineProfile, memory: SetupMemory, sample: Sample) -> SetupMem
     """
     if sample.requests < LEAST_REQUESTS or sample.rate_rps <= 0 or not sample.ttft.mean:
         return memory
+    if not all(map(math.isfinite, (sample.busiest, sample.offered_rps, sample.ttft.mean))):
+        return memory
     if stable_rate_rps(replace(prior, correction=None), sample.mix) <= 0:
         return memory
     form, before = Form(prior, sample), _belief(memory).wandered()
@@ -63,7 +65,7 @@ def learn(prior: EngineProfile, memory: SetupMemory, sample: Sample) -> SetupMem
     log_bias, weight, margins = memory.log_bias, memory.bias_weight, memory.margin
     belief = update.belief
     if stationary and memory.samples >= _SETTLING_IN:
-        margins = conformal.learnt(margins, _believed(prior, memory), sample)
+        margins = conformal.learnt(margins, _believed(prior, memory), sample, memory.samples)
         at_load = bias.at(bias.believed(log_bias, weight), form.load(before.mean))
         drift = drift.after(_together(surprise(before, form, looked, at_load)))
     if update.used[0]:

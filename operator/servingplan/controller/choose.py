@@ -24,6 +24,8 @@ Solver = Callable[[Problem], Plan]
 Key = tuple[str, str, str]
 
 _EQUAL = 1e-6
+_RESERVE = 1.1
+"""What a smaller plan must be able to serve, as a multiple of what is planned for."""
 _BETTER = 1e-3
 """Fraction of all requests that a forced move has to serve more."""
 
@@ -119,15 +121,32 @@ class _Question:
         if isinstance(stands, Infeasible):
             # What is short already is mended at once; what will be short when the forecast comes true, a few GPUs a cycle.
             pressing = _refused(self._standing(now := self._routed()), now) > _BETTER or not self._fits(stands)
-            found = self._solved(self._forced if pressing else self._growing)
+            found = self._relief() if pressing else self._solved(self._growing)
             if _serves_more(found, stands, self.asked):
                 return _adopt(found, self._cases, self.held, self.fresh, Cause.SHORT_OF_CAPACITY)
         found = self._solved(self._careful)
         cause = _worth(found, stands, self.asked, self.held, self._policy)
-        if cause is Cause.HELD:
+        if cause is Cause.HELD or (cause is Cause.LOWER_COST and not self._sturdy(found)):
             bound = max(found.bound, stands.objective)
             return _hold(stands, self._cases, self.held, bound, proved=found.status == "optimal")
         return _adopt(found, self._cases, self.held, self.fresh, cause)
+
+    def _relief(self) -> Plan:
+        """What serves most of what is short now: more of what runs where that does, anything else where it does not."""
+        grown = self._solved(self._grown)
+        if _refused(grown, self.asked) <= _BETTER and self._fits(grown):
+            return grown
+        return self._solved(self._forced)
+
+    def _sturdy(self, found: Plan) -> bool:
+        """Whether a smaller plan would still serve somewhat more than what is planned for: else it would soon be taken back."""
+        counts = {(d.key, a.model, a.setup): a.replicas for d in found.decisions for a in d.allocations}
+        more = {
+            key: replace(demand, classes=tuple(replace(e, rate_rps=_RESERVE * e.rate_rps) for e in demand.classes))
+            for key, demand in self.asked.items()
+        }
+        tried = self._solver(Problem(tuple(_fixed(more[case.key], counts) for case in self._cases)))
+        return _refused(tried, more) <= _refused(found, self.asked) + _BETTER
 
     def _routed(self) -> dict[str, PlanDemand]:
         return {case.key: demands.routed(case) for case in self._cases}
@@ -136,11 +155,11 @@ class _Question:
         """What the replicas that are wanted so far come to."""
         return self._solver(Problem(tuple(_fixed(asked[case.key], self.held) for case in self._cases)))
 
-    def _fits(self, stands: Plan) -> bool:
-        """Whether the replicas that are wanted so far can all be had."""
+    def _fits(self, found: Plan) -> bool:
+        """Whether a plan has all the replicas that are wanted so far."""
         return all(
             allocation.replicas >= self.held.get((decision.key, allocation.model, allocation.setup), 0)
-            for decision in stands.decisions
+            for decision in found.decisions
             for allocation in decision.allocations
         )
 
@@ -154,6 +173,11 @@ class _Question:
     def _forced(self, case: Case, demand: PlanDemand) -> PlanDemand:
         """Everything open but what is given up, or unknown."""
         return _capped(case, demand, self.held, self._now_s)
+
+    def _grown(self, case: Case, demand: PlanDemand) -> PlanDemand:
+        """More replicas of anything, and none less."""
+        limited = _dwelling(case, self._forced(case, demand), self.held, self._now_s, math.inf, regrow=True)
+        return replace(limited, max_started_units=None)
 
     def _growing(self, case: Case, demand: PlanDemand) -> PlanDemand:
         """A few more replicas, and none less."""

@@ -8,12 +8,13 @@ from servingplan.calibration.demand import DemandMemory
 from servingplan.calibration.lengths import scaled
 from servingplan.calibration.setup import corrected
 from servingplan.controller.case import Case
-from servingplan.latency.profile import EngineProfile, TokenMix, blend
+from servingplan.latency.profile import TokenMix, blend
 from servingplan.planning.build import plan_demand, service_level
 from servingplan.planning.problem import ClassDemand, ModelOption, PlanDemand
 
 IDLE_RPS = 1e-3
 _LEAST_QUALITY = 1e-3
+_DOUBT = 1.1
 
 
 def declared(case: Case) -> PlanDemand:
@@ -34,10 +35,14 @@ def routed(case: Case) -> PlanDemand:
     return replace(found, classes=tuple(replace(e, rate_rps=max(e.rate_rps, IDLE_RPS)) for e in found.classes))
 
 
-def profiles(case: Case) -> dict[tuple[str, str], EngineProfile]:
-    """Profile of every setup, corrected by what was learnt."""
-    base = declared(case)
-    return {(model.name, setup.name): setup.profile for model in _corrected(case, base.models) for setup in model.setups}
+def refusing(case: Case) -> PlanDemand:
+    """The demand by which requests are refused: as routed, where that is beyond doubt above what is planned."""
+    found, most = routed(case), {entry.name: entry.rate_rps for entry in planned(case).classes}
+    classes = tuple(
+        replace(e, rate_rps=min(e.rate_rps, max(most[e.name], e.rate_rps / _DOUBT, IDLE_RPS)) if e.name in most else e.rate_rps)
+        for e in found.classes
+    )
+    return replace(found, classes=classes)
 
 
 def name_class(model: str) -> str:

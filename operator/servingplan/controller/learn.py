@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from servingplan.calibration.demand import DemandSettings, follow_demand
+from servingplan.calibration.lengths import as_measured
 from servingplan.calibration.memory import SetupMemory
 from servingplan.calibration.readings import Found, PoolReading
 from servingplan.calibration.setup import Sample, learn
@@ -18,8 +19,8 @@ from servingplan.planning.problem import ClassDemand
 BURN_FACTOR = 2.0
 """A bound burns where this many times as many requests miss it as may."""
 _EARLY = 0.5
+_STEADY = 0.3
 _ENOUGH_REQUESTS = 30.0
-_HORIZON_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,8 @@ def _calibrated(case: Case, memory: Memory, now_s: float) -> tuple[Memory, list[
         setups[key] = replace(kept, calibration=after)
         if after.applied is not None and after.applied != (before.applied if before else None):
             news.append(f"{'/'.join(key)} takes {after.applied.step[0]:.2f} times as long as its profile says")
-    return replace(memory, setups=setups, learnt_s=case.readings.taken_s), news
+    # Where nothing was learnt nothing is written: an idle plan stays as it is.
+    return (replace(memory, setups=setups, learnt_s=case.readings.taken_s) if setups != memory.setups else memory), news
 
 
 def _sample(case: Case, key: SetupKey, classes: dict[str, ClassDemand], now_s: float) -> Sample | None:
@@ -142,10 +144,13 @@ def _sample(case: Case, key: SetupKey, classes: dict[str, ClassDemand], now_s: f
     parts = [(rate, entry) for rate, entry in parts if rate > 0]
     if not parts:
         return None
+    within = {entry.name: _within(case, entry.name) for _, entry in parts}
+    if not all(min(rates) >= _STEADY * max(rates) for rates in within.values() if rates):
+        return None
     return Sample(
         replicas=reading.replicas,
         rate_rps=reading.rate_rps / reading.replicas,
-        mix=blend([(rate, entry.mix) for rate, entry in parts]),
+        mix=as_measured(blend([(rate, entry.mix) for rate, entry in parts]), reading),
         arrival_cv=max(entry.arrival_cv for _, entry in parts),
         requests=reading.ttft.count,
         ttft=reading.ttft,
@@ -153,6 +158,12 @@ def _sample(case: Case, key: SetupKey, classes: dict[str, ClassDemand], now_s: f
         e2e=reading.e2e,
         bounds=_bounds([entry.slo for _, entry in parts]),
     )
+
+
+def _within(case: Case, name: str) -> tuple[float, ...]:
+    """Rates of a class in the short windows that the reading spans; one that began or ended in it has no one rate."""
+    history = case.readings.classes.get(name)
+    return history.rates_rps[-max(1, round(case.readings.window_s / history.window_s)) :] if history else ()
 
 
 def _bounds(slos: list[Slo]) -> tuple[tuple[str, Bound], ...]:

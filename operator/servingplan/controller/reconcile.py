@@ -7,6 +7,7 @@ comes every tick. A failure of one plan does not keep the others from being serv
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections import OrderedDict
@@ -63,7 +64,8 @@ class RememberingSolver:
         Raises:
             SolverFailed: None was found in time; it is asked anew the next time.
         """
-        question = repr(problem)
+        # The text itself may be some hundred kilobytes.
+        question = hashlib.sha256(repr(problem).encode()).hexdigest()
         if question not in self._answers:
             with self._telemetry.solving(_kind(problem)):
                 self._answers[question] = solve(problem)

@@ -13,29 +13,32 @@ Where live measurements have corrected the profile (``latency.correction``), eve
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from servingplan.latency.correction import LARGEST_MARGIN, Highest, Scaled, bound_key, total_margin
-from servingplan.latency.decode import kv_growth, stable_step_rate_rps
+from servingplan.latency.correction import Highest, Scaled, bound_key, total_margin
+from servingplan.latency.decode import stable_step_rate_rps
 from servingplan.latency.distribution import Between, Distribution, Exponential, mixed
-from servingplan.latency.levels import LOADS, Replica, at_load, load_at, place, running_at
+from servingplan.latency.levels import LOADS, MAX_UTILIZATION, Replica, at_load, load_at, place
+from servingplan.latency.margins import base_margin, declared_margin
 from servingplan.latency.measured import ladder, measured_rate_rps
 from servingplan.latency.mix import TokenMix
 from servingplan.latency.profile import Bound, EngineProfile, Slo, uncorrected
 
-MAX_UTILIZATION = 0.85
-"""Fraction of the stable rate beyond which no plan loads a setup."""
+__all__ = [
+    "MAX_UTILIZATION",
+    "Latency",
+    "attains",
+    "capacity_rps",
+    "latency",
+    "margin",
+    "stable_rate_rps",
+    "utilization",
+]
 
 _LAST = LOADS.index(MAX_UTILIZATION)
 _BISECTIONS = 30
-_BASE_MARGIN = (0.08, 0.18)
-"""Up to half of the stable rate, and at ``MAX_UTILIZATION``."""
-_SLOT_MARGIN, _PREEMPTION_MARGIN = 0.3, 0.5
-_SLOTS_TAKEN = 0.03
-_MEASURED_MARGIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +152,7 @@ def margin(
 ) -> float:
     """The fraction by which a predicted time to first token must stay below its bound at a utilisation.
 
-    It covers what the form was seen to be low by against simulation. It grows from half of the stable rate on, and with the
-    probability that all slots are taken: whoever waits for one waits for long, and how often that is hangs on details. Where
-    outputs grow into a full KV cache, preemptions make it worse. The time between tokens needs the first of these alone.
+    It is the declared one (``latency.margins``), and what was learnt beyond it.
 
     Args:
         profile: The replica.
@@ -162,27 +163,9 @@ def margin(
     """
     index, share = place(min(utilization, LOADS[-1]))
     plain, _ = uncorrected(profile)
-    low, high = (_margin(plain, background, arrival_cv, at) for at in (index, index + 1))
+    low, high = (declared_margin(plain, background, arrival_cv, at) for at in (index, index + 1))
     declared = mixed(low, high, share)
     return total_margin(declared, profile.correction.further_margin(key)) if profile.correction else declared
-
-
-@lru_cache(maxsize=16384)
-def _margin(profile: EngineProfile, background: TokenMix, arrival_cv: float, index: int) -> float:
-    base = _base_margin(profile, index)
-    if profile.step is None or stable_rate_rps(profile, background) <= 0:
-        return base
-    taken = running_at(Replica(profile, profile.step, background, arrival_cv), index).slot_wait
-    likely = 1 - math.exp(-taken / _SLOTS_TAKEN)
-    return min(LARGEST_MARGIN, base + likely * (_SLOT_MARGIN + _PREEMPTION_MARGIN * kv_growth(profile, background)))
-
-
-def _base_margin(profile: EngineProfile, index: int) -> float:
-    """The margin where slots are free."""
-    if profile.step is None:
-        return _MEASURED_MARGIN
-    low, high = _BASE_MARGIN
-    return low + (high - low) * max(0.0, LOADS[index] - 0.5) / (MAX_UTILIZATION - 0.5)
 
 
 class _Bounded(NamedTuple):
@@ -233,7 +216,7 @@ class _Asked:
     def margins(self, index: int) -> tuple[float, float]:
         """The declared ones, on the wait for the first token and on the rest."""
         plain, _ = uncorrected(self.profile)
-        return _margin(plain, self.background, self.arrival_cv, index), _base_margin(plain, index)
+        return declared_margin(plain, self.background, self.arrival_cv, index), base_margin(plain, index)
 
     def worst(self, index: int) -> float:
         """The largest latency over its bound at a solved load, margin included."""

@@ -20,6 +20,9 @@ from servingplan.latency.profile import EngineProfile, StepTime
 LOADS = (0.0, 0.02, 0.06, 0.12, 0.25, 0.4, 0.5, 0.6, 0.7, 0.78, 0.85, 0.92, 0.97, 0.99)
 """Fractions of the stable rate that are solved."""
 
+MAX_UTILIZATION = 0.85
+"""Fraction of the stable rate beyond which no plan loads a setup."""
+
 
 @dataclass(frozen=True, slots=True)
 class Replica:

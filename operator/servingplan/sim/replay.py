@@ -17,10 +17,10 @@ from servingplan.sim import engine
 from servingplan.sim.engine import BLOCK_TOKENS, FIRST_REQUEST, Engine, Limits, Shape, StepCost
 
 # Reference counts of the engine's columns would cost nine tenths of the time, and nothing here allocates.
-_WITHOUT_REFCOUNTS: dict[str, Any] = {"_nrt": False}
+WITHOUT_REFCOUNTS: dict[str, Any] = {"_nrt": False}
 for _function in engine.COMPILED:
-    register_jitable(**_WITHOUT_REFCOUNTS)(_function)
-_run_compiled = njit(**_WITHOUT_REFCOUNTS, cache=True)(engine.run)
+    register_jitable(**WITHOUT_REFCOUNTS)(_function)
+_run_compiled = njit(**WITHOUT_REFCOUNTS, cache=True)(engine.run)
 
 _SERIES_ROWS = 4096
 

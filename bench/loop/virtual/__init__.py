@@ -1,0 +1,1 @@
+"""A cluster, its traffic and its Prometheus in virtual time, around the controller's own decisions."""
