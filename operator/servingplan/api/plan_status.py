@@ -174,6 +174,12 @@ class MetricsStatus(Object):
     time: str | None = Field(
         default=None, json_schema_extra={"format": "date-time"}, description="When corrections were last learnt."
     )
+    judged: str | None = Field(
+        default=None, json_schema_extra={"format": "date-time"}, description="When the latency was last held against the SLOs."
+    )
+    headroom: str | None = Field(
+        default=None, description="Multiple of the measured load that is planned for, because bursts within it missed an SLO."
+    )
 
 
 class ObjectiveStatus(Object):

@@ -1,8 +1,8 @@
 """The margin that a bound needs beyond the declared one: adaptive conformal inference (Gibbs and Candes 2021).
 
 A window breaks a bound's prediction if more than the agreed share of its requests took longer than predicted, margin
-included; of a mean, if the mean did. After a window that does, the margin rises, after any other it falls by a nineteenth of
-that: whatever the distribution, in the long run one window in twenty breaks it.
+included; of a mean, if the mean did. After a window that does, the margin rises, after any other it falls by a ninety-ninth
+of that: whatever the distribution, in the long run one window in a hundred breaks it.
 
 Left out: percentiles of the end-to-end time, which hang on the lengths of outputs more than on any wait. Their form is that of
 outputs of average length, so no margin on it makes it one of percentiles.
@@ -17,7 +17,7 @@ from servingplan.latency.profile import Bound, EngineProfile
 
 _PACE, _FIRST_PACE = 0.05, 0.5
 """How far a margin moves by a window in the long run; and the same over the number of windows, while that is more."""
-_BROKEN_WINDOWS = 0.05
+_BROKEN_WINDOWS = 0.01
 _LEAST, _MOST = -0.1, 0.4
 
 

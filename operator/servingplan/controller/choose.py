@@ -24,7 +24,7 @@ Solver = Callable[[Problem], Plan]
 Key = tuple[str, str, str]
 
 _EQUAL = 1e-6
-_RESERVE = 1.1
+_RESERVE = 1.2
 """What a smaller plan must be able to serve, as a multiple of what is planned for."""
 _BETTER = 1e-3
 """Fraction of all requests that a forced move has to serve more."""

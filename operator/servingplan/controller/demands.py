@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from servingplan.calibration.demand import DemandMemory
@@ -15,6 +16,7 @@ from servingplan.planning.problem import ClassDemand, ModelOption, PlanDemand
 IDLE_RPS = 1e-3
 _LEAST_QUALITY = 1e-3
 _DOUBT = 1.1
+_HEADROOM_STEP, _EPSILON = 0.05, 1e-6
 
 
 def declared(case: Case) -> PlanDemand:
@@ -25,13 +27,16 @@ def declared(case: Case) -> PlanDemand:
 def planned(case: Case) -> PlanDemand:
     """The demand that replicas are chosen for."""
     memory = case.memory.demand
-    return _measured(case, {name: entry.planned_rps for name, entry in memory.classes.items()}, _named(memory, routed=False))
+    spare = headroom(case)
+    rates = {name: spare * entry.planned_rps for name, entry in memory.classes.items()}
+    return _measured(case, rates, {name: spare * entry.planned_rps for name, entry in memory.models.items()})
 
 
 def routed(case: Case) -> PlanDemand:
     """The demand that weights are made for. A class that nobody asks for yet still needs a way."""
     memory = case.memory.demand
-    found = _measured(case, {name: entry.routed_rps for name, entry in memory.classes.items()}, _named(memory, routed=True))
+    rates = {name: entry.routed_rps for name, entry in memory.classes.items()}
+    found = _measured(case, rates, {name: entry.routed_rps for name, entry in memory.models.items()})
     return replace(found, classes=tuple(replace(e, rate_rps=max(e.rate_rps, IDLE_RPS)) for e in found.classes))
 
 
@@ -45,13 +50,14 @@ def refusing(case: Case) -> PlanDemand:
     return replace(found, classes=classes)
 
 
+def headroom(case: Case) -> float:
+    """Multiple of the measured load that is planned for, in steps, so that its slow decline is no change of the problem."""
+    return round(1 + _HEADROOM_STEP * math.floor((case.memory.headroom - 1) / _HEADROOM_STEP + _EPSILON), 4)
+
+
 def name_class(model: str) -> str:
     """What the requests that name a model are called beside the classes; no class can be called so."""
     return f"model {model}"
-
-
-def _named(memory: DemandMemory, *, routed: bool) -> dict[str, float]:
-    return {name: entry.routed_rps if routed else entry.planned_rps for name, entry in memory.models.items()}
 
 
 def _measured(case: Case, rates: dict[str, float], named: dict[str, float]) -> PlanDemand:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import fmean, pvariance
 
 from servingplan.calibration.demand import DemandSettings, follow_demand
 from servingplan.calibration.lengths import as_measured
@@ -20,6 +21,7 @@ BURN_FACTOR = 2.0
 """A bound burns where this many times as many requests miss it as may."""
 _EARLY = 0.5
 _STEADY = 0.3
+_MISSED, _MOST_HEADROOM = 0.1, 2.0
 _ENOUGH_REQUESTS = 30.0
 
 
@@ -49,6 +51,9 @@ def learnt(case: Case, policy: Policy, now_s: float) -> Learnt:
         memory = replace(memory, demand=followed)
         news += [reason] if reason else []
     burning = burns(case)
+    memory = _judged(replace(case, memory=memory), now_s)
+    if (spare := demands.headroom(replace(case, memory=memory))) != demands.headroom(case):
+        news.append(f"{spare:.2f} times the measured load is planned for, as bursts missed the SLO")
     due_s = policy.cycle_s * (_EARLY if burning else 1.0)
     if case.spec.metrics.calibration == "Enabled" and case.readings.taken_s - memory.learnt_s >= due_s:
         memory, corrected = _calibrated(replace(case, memory=memory), memory, now_s)
@@ -78,27 +83,53 @@ def bounds_by_pool(case: Case) -> dict[str, dict[str, Slo]]:
     return found
 
 
-def burns(case: Case) -> tuple[str, ...]:
-    """Bounds on the time to first token that too many of a pool's requests miss, beyond doubt about the bucket."""
+def _judged(case: Case, now_s: float) -> Memory:
+    """The memory after the SLOs were held against one more window.
+
+    What the forms cannot know, bursts shorter than any window above all, is left to this: a missed window raises the headroom,
+    a kept one takes a ninety-ninth of that back, so that in the long run one window in a hundred is missed. Windows in which
+    replicas were missing or cold do not count, because more of them were asked for already.
+    """
+    memory, readings = case.memory, case.readings
+    if readings.taken_s - memory.judged_s < readings.window_s or not _settled(case, now_s):
+        return memory
+    missed = burns(case, factor=1.0)
+    if not missed and not any(pool.ttft and pool.ttft.count >= _ENOUGH_REQUESTS for pool in readings.pools.values()):
+        return memory
+    moved = memory.headroom + (_MISSED if missed else -_MISSED / 99)
+    return replace(memory, judged_s=readings.taken_s, headroom=min(_MOST_HEADROOM, max(1.0, moved)))
+
+
+def _settled(case: Case, now_s: float) -> bool:
+    """Whether everything that is wanted has been ready for a whole window."""
+    return all(
+        case.ready[key] >= case.memory.kept(key).replicas
+        and all(now_s - pod.ready_changed_s >= case.readings.window_s for pod in case.pods[pool] if pod.serves)
+        for key, pool in case.pools.items()
+    )
+
+
+def burns(case: Case, factor: float = BURN_FACTOR) -> tuple[str, ...]:
+    """Bounds on the time to first token that too many of a pool's requests miss: ``factor`` times as many as may."""
     found = []
     for pool, slos in sorted(bounds_by_pool(case).items()):
         reading = case.readings.pools.get(pool)
         if reading is None or reading.ttft is None or reading.ttft.count < _ENOUGH_REQUESTS:
             continue
         for name, slo in sorted(slos.items()):
-            if slo.ttft and (said := _burn(reading, slo.ttft)):
+            if slo.ttft and (said := _burn(reading, slo.ttft, factor)):
                 found.append(f"{name} on {pool}: {said}")
     return tuple(found)
 
 
-def _burn(reading: PoolReading, bound: Bound) -> str:
+def _burn(reading: PoolReading, bound: Bound, factor: float) -> str:
     assert reading.ttft is not None, "the caller has looked"
     if bound.percentile is None:
         mean = reading.ttft.mean
         return f"mean TTFT {mean:.2f} s, bound {bound.seconds:g} s" if mean and mean > bound.seconds else ""
     within = reading.ttft.share_within(bound.seconds)
     allowed = 1 - bound.percentile / 100
-    if within and 1 - within.value > BURN_FACTOR * allowed:
+    if within and 1 - within.value > factor * allowed:
         return f"{1 - within.value:.0%} of TTFT over {bound.seconds:g} s, at most {allowed:.0%} may be"
     return ""
 
@@ -157,7 +188,19 @@ def _sample(case: Case, key: SetupKey, classes: dict[str, ClassDemand], now_s: f
         inter_token=reading.inter_token,
         e2e=reading.e2e,
         bounds=_bounds([entry.slo for _, entry in parts]),
+        unevenness=max(
+            (_unevenness(rates, case.readings.classes[name].window_s) for name, rates in within.items() if rates), default=None
+        ),
+        work=1.0,
     )
+
+
+def _unevenness(rates: tuple[float, ...], window_s: float) -> float:
+    """Standard deviation of some windows' rates, beyond that of Poisson arrivals, over their mean."""
+    mean = fmean(rates)
+    if mean <= 0:
+        return 0.0
+    return max(0.0, pvariance(rates) - mean / window_s) ** 0.5 / mean
 
 
 def _within(case: Case, name: str) -> tuple[float, ...]:

@@ -59,12 +59,16 @@ class Memory:
     Attributes:
         setups: By (model, setup).
         learnt_s: When corrections were last learnt, in seconds since the epoch; 0 for never.
+        judged_s: When the latency was last held against the SLOs.
+        headroom: Multiple of the measured load that is planned for.
         generation: Of the spec that was decided upon; 0 where nothing ever was.
     """
 
     setups: dict[SetupKey, Kept] = field(default_factory=dict)
     demand: DemandMemory = field(default_factory=DemandMemory)
     learnt_s: float = 0.0
+    judged_s: float = 0.0
+    headroom: float = 1.0
     generation: int = 0
     proposal: plan_status.Proposal | None = None
     approval: plan_status.Approval | None = None
@@ -85,14 +89,24 @@ def recall(plan: PlanObject) -> Memory:
         status = plan_status.ModelServingPlanStatus.model_validate(plan.status)
     except ValidationError:
         return Memory()
+    metrics = status.metrics or plan_status.MetricsStatus()
     return Memory(
         setups={(entry.model, entry.setup): _kept(entry) for entry in status.allocations},
         demand=demand.from_status(status.demand),
-        learnt_s=seconds_of(status.metrics.time) if status.metrics and status.metrics.time else 0.0,
+        learnt_s=seconds_of(metrics.time or ""),
+        judged_s=seconds_of(metrics.judged or ""),
+        headroom=_factor(metrics.headroom),
         generation=(status.observed_generation or 0) if status.objective else 0,
         proposal=status.proposal,
         approval=status.approval,
     )
+
+
+def _factor(text: str | None) -> float:
+    try:
+        return max(1.0, float(text or 1))
+    except ValueError:
+        return 1.0
 
 
 def _kept(entry: plan_status.AllocationStatus) -> Kept:

@@ -389,7 +389,13 @@ def _observed(readings: Readings, pool: str, before: dict[str, str] | None) -> d
 def _metrics(plan: PlanObject, decision: Decision, readings: Readings) -> dict[str, Any] | None:
     series = readings.aliases if readings.found is Found.FOUND else plan.status.get("metrics", {}).get("series", {})
     learnt_s = decision.memory.learnt_s
-    found = {"series": dict(sorted(series.items())), "time": text_of(learnt_s) if learnt_s else None}
+    memory = decision.memory
+    found = {
+        "series": dict(sorted(series.items())),
+        "time": text_of(learnt_s) if learnt_s else None,
+        "judged": text_of(memory.judged_s) if memory.judged_s else None,
+        "headroom": f"{memory.headroom:.4f}" if memory.headroom > 1 else None,
+    }
     return {name: value for name, value in found.items() if value} or None
 
 
