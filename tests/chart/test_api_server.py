@@ -14,6 +14,7 @@ from servingplan.latency.profile import EngineProfile
 from servingplan.profiling.cli import add_profile
 from servingplan.render import names, vllm
 from testbed.bed import Bed
+from testbed.cluster import wait_until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "manifests").glob("*.yaml"))
@@ -23,7 +24,8 @@ EXAMPLES = sorted((ROOT / "manifests").glob("*.yaml"))
 def server(bed: Bed) -> Bed:
     """An API server that knows plans."""
     bed.kubectl("apply", "--server-side", "--filename", str(ROOT / "crds"))
-    bed.kubectl("wait", "--for=condition=Established", "crd/modelservingplans.servingplan.io", "--timeout=30s")
+    # `kubectl wait` gives up on a definition that has no conditions yet.
+    wait_until(lambda: bed.kubectl("get", "msp", "-A", check=False).returncode == 0, 60, "plans can be listed")
     return bed
 
 
