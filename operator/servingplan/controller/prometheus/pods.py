@@ -38,6 +38,14 @@ class PodSample:
     values: dict[str, float] = field(default_factory=dict)
     buckets: defaultdict[str, dict[float, float]] = field(default_factory=lambda: defaultdict(dict))
 
+    def is_lit(self, windows: Windows) -> bool:
+        """Whether it says something now: a sample that is no number says nothing."""
+        return self.age_s is not None and self.age_s <= windows.dark_s and bool(self.values)
+
+    def is_old(self, windows: Windows) -> bool:
+        """Whether it said something once."""
+        return self.old and (self.age_s is None or self.age_s > windows.dark_s)
+
     def part(self, need: Need) -> str | None:
         """The part of the first name of a need that the pod exposes."""
         what = "_count" if need.kind is Kind.HISTOGRAM else ""
@@ -115,21 +123,21 @@ def read_pools(asked: Asked, every: Pods, windows: Windows, now_s: float) -> Poo
     for pool, ready in sorted(asked.pods.items()):
         samples = {name: every.get((asked.namespace, name), PodSample()) for name in sorted(ready)}
         dark = tuple(name for name, sample in samples.items() if _is_dark(asked, name, sample, windows, now_s))
-        lit = [sample for sample in samples.values() if sample.age_s is not None and sample.age_s <= windows.dark_s]
+        lit = [sample for sample in samples.values() if sample.is_lit(windows)]
         if ready:
             readings[pool] = _pool(lit, dark, windows)
         fresh += lit
         silent += dark
     if fresh or not silent:
         return PoolsRead(Found.FOUND if fresh else Found.AWAITED, "", readings, _aliases(fresh))
-    known = [name for name in silent if every.get((asked.namespace, name), PodSample()).old]
+    known = [name for name in silent if every.get((asked.namespace, name), PodSample()).is_old(windows)]
     return PoolsRead(*_nothing(asked, silent, known, windows), readings, {})
 
 
 def _is_dark(asked: Asked, name: str, sample: PodSample, windows: Windows, now_s: float) -> bool:
     if sample.age_s is None and not sample.old:
         return asked.is_due(name, now_s, windows.dark_s)
-    return sample.age_s is None or sample.age_s > windows.dark_s
+    return not sample.is_lit(windows)
 
 
 def _nothing(asked: Asked, silent: Sequence[str], known: Sequence[str], windows: Windows) -> tuple[Found, str]:
@@ -138,7 +146,7 @@ def _nothing(asked: Asked, silent: Sequence[str], known: Sequence[str], windows:
     prometheus = f"Prometheus at {asked.source.host}"
     if known:
         return Found.STALE, f"{prometheus} has had no sample of {who} for more than {windows.dark_s:g} s."
-    return Found.MISSING, f"{prometheus} has no vLLM series with the labels namespace and pod of {who}."
+    return Found.MISSING, f"{prometheus} has no vLLM series with the labels namespace and pod of {who}, or none with a number."
 
 
 def _aliases(fresh: Sequence[PodSample]) -> dict[str, str]:
