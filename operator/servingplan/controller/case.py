@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from servingplan.api import v1alpha1
 from servingplan.api.routing_table import RoutingTable
@@ -22,6 +23,7 @@ class Case:
         pools: Pool name by (model, setup), in the order of the spec.
         ready: Replicas that are ready and stay.
         running: Replicas that the Deployments ask for.
+        denied: Why pods of a setup are not even created, as quotas and admission say it; empty where they are.
         free: Units by accelerator and node that the plan's pods may take.
         published: The routing table that stands; None where there is none.
         synced: Whether every ready router serves it.
@@ -34,6 +36,7 @@ class Case:
     pods: dict[str, tuple[Pod, ...]]
     ready: dict[SetupKey, int]
     running: dict[SetupKey, int]
+    denied: dict[SetupKey, str]
     free: dict[str, dict[str, int]]
     published: RoutingTable | None
     synced: bool
@@ -87,10 +90,16 @@ def case_of(plan: PlanObject, active: tuple[PlanObject, ...], world: World, memo
         running={
             key: int(deployments[name]["spec"].get("replicas", 0)) if name in deployments else 0 for key, name in pools.items()
         },
+        denied={key: _denied(deployments.get(name)) for key, name in pools.items()},
         free=_free_units(plan, active, world),
         published=published,
         synced=not world.behind(plan.key, stamp) and not world.silent(plan.key),
     )
+
+
+def _denied(deployment: dict[str, Any] | None) -> str:
+    conditions = deployment.get("status", {}).get("conditions", []) if deployment else []
+    return str(conditions[0]["message"]) if conditions else ""
 
 
 def _free_units(plan: PlanObject, active: tuple[PlanObject, ...], world: World) -> dict[str, dict[str, int]]:

@@ -27,28 +27,24 @@ def given_up(case: Case, nodes: tuple[Node, ...], now_s: float) -> dict[SetupKey
         if before and before.holds(now_s):
             found[key] = before
             continue
-        since_s = _since_s(missing, case.running[key] - len(case.pods[case.pools[key]]), kept.changed_s)
+        since_s = _since_s(missing, kept.changed_s if case.denied[key] else 0.0)
         if since_s is not None and now_s - since_s > _PATIENCE * setup.cold_start_seconds:
             attempts = before.attempts + 1 if before else 1
             wait_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** (attempts - 1))
-            found[key] = GivenUp(_reason(missing), attempts, now_s + wait_s)
+            found[key] = GivenUp(case.denied[key] or _reason(missing), attempts, now_s + wait_s)
         elif before and (missing or case.ready[key] < kept.replicas or not kept.replicas):
             # Under way again: that it failed before counts until it is ready.
             found[key] = before
     return found
 
 
-def _since_s(missing: list[Pod], uncreated: int, changed_s: float) -> float | None:
+def _since_s(missing: list[Pod], denied_s: float) -> float | None:
     """Since when the oldest of the missing replicas is waited for; None where none is missing."""
-    since = [pod.ready_changed_s or pod.created_s for pod in missing]
-    if uncreated > 0 and changed_s:
-        since.append(changed_s)
+    since = [pod.ready_changed_s or pod.created_s for pod in missing] + ([denied_s] if denied_s else [])
     return min(since, default=None)
 
 
 def _reason(missing: list[Pod]) -> str:
     said = next((pod.waiting for pod in missing if pod.waiting), "")
-    if not missing:
-        return "its pods are not created"
     restarts = max(pod.restarts for pod in missing)
     return said or (f"not ready in time, restarted {restarts} times" if restarts else "not ready in time")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from typing import Any
 
@@ -66,11 +68,22 @@ def shown_of(decision: Decision) -> tuple[dict[tuple[str, str, str], float], dic
     return weights, bounds
 
 
-def event(plan: PlanObject, kind: str, reason: str, message: str) -> dict[str, Any]:
-    """An Event about a plan, of type Normal or Warning."""
+def event(plan: PlanObject, kind: str, reason: str, message: str, *, once: bool = False) -> dict[str, Any]:
+    """An Event about a plan, of type Normal or Warning.
+
+    Args:
+        plan: What it is about.
+        kind: ``Normal`` or ``Warning``.
+        reason: One word.
+        message: One sentence.
+        once: Whether its name is made of what it says and of the status that it follows: an operator that dies before it has
+            written the next status tells it anew, and the API server then has it already.
+    """
     now = text_of(time.time())
+    said = json.dumps([plan.owner.uid, reason, message, plan.status], sort_keys=True)
+    name = {"name": f"{plan.owner.name}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"}
     return {
-        "metadata": {"generateName": f"{plan.owner.name}-", "namespace": plan.owner.namespace},
+        "metadata": (name if once else {"generateName": f"{plan.owner.name}-"}) | {"namespace": plan.owner.namespace},
         "involvedObject": {
             "apiVersion": v1alpha1.API_VERSION,
             "kind": v1alpha1.KIND,

@@ -23,7 +23,7 @@ from servingplan.controller.apply import apply
 from servingplan.controller.decide import Decision, decide
 from servingplan.controller.desired import desired
 from servingplan.controller.health import Pulse
-from servingplan.controller.kube import Kube, KubeError, NotLeader
+from servingplan.controller.kube import CONFLICT, Kube, KubeError, NotLeader
 from servingplan.controller.measure import Meter
 from servingplan.controller.news import event, news, shown_of
 from servingplan.controller.observe import Watched, observe
@@ -268,7 +268,7 @@ class Loop:
         }
         for kind, reason, message in news(plan, found):
             log.info("%s: %s %s", plan.key, reason, message)
-            await self._tell(plan, event(plan, kind, reason, message))
+            await self._tell(plan, event(plan, kind, reason, message, once=True))
         await self.kube.apply(body, status=True)
         replaced, _ = self.reported.get(plan.key, ([], {}))
         self.reported[plan.key] = ([*replaced, plan.status], found)
@@ -277,5 +277,8 @@ class Loop:
         try:
             await self.kube.create("Event", plan.owner.namespace, event)
         except KubeError as error:
+            if error.status == CONFLICT:
+                # Told by a predecessor that died before it could write the status.
+                return
             # News that does not arrive must not keep a plan from being served.
             log.warning("%s: event not recorded: %s", plan.key, error)
