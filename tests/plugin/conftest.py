@@ -170,11 +170,20 @@ class Desk:
 
 
 @pytest.fixture(scope="session")
-def definition(bed: Cluster) -> Cluster:
+def definition(bed: Cluster) -> Iterator[Cluster]:
     """The cluster, which knows plans."""
     bed.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
     wait_until(lambda: bed.kubectl("get", "msp", "-A", check=False).returncode == 0, 30, "plans can be listed")
-    return bed
+    # These tests write statuses themselves; an operator that other tests have left would write its own.
+    operators = bed.get("deployments", "-A", "-l", "app.kubernetes.io/name=servingplan,app.kubernetes.io/component=controller")
+    for each in operators["items"]:
+        bed.kubectl("scale", f"deployment/{each['metadata']['name']}", "-n", each["metadata"]["namespace"], "--replicas=0")
+    pods = ("pods", "-A", "-l", "app.kubernetes.io/name=servingplan,app.kubernetes.io/component=controller")
+    wait_until(lambda: not bed.get(*pods)["items"], 60, "no operator runs")
+    yield bed
+    for each in operators["items"]:
+        count = f"--replicas={each['spec']['replicas']}"
+        bed.kubectl("scale", f"deployment/{each['metadata']['name']}", "-n", each["metadata"]["namespace"], count)
 
 
 @pytest.fixture
