@@ -444,7 +444,7 @@ def test_the_operator_refuses_in_a_sentence_that_blames_the_field(case: Case) ->
         ({"spec.slo.ttft.seconds": float("inf")}, "spec.slo.ttft.seconds: must be a decimal number such as 0.8"),
         ({"spec.models.0.qualty": 1}, "spec.models[0].qualty: is no field here, did you mean quality?"),
         ({"spec.models.0.drain_seconds": 1}, "spec.models[0].drain_seconds: is no field here, did you mean drainSeconds?"),
-        ({"spec.mode": "auto", "spec.models": []}, "spec.mode: must be 'Auto' or 'Paused' (and 1 more)"),
+        ({"spec.mode": "auto", "spec.models": []}, "spec.mode: must be 'Auto', 'Recommend' or 'Paused' (and 1 more)"),
         ({"spec.models": {}}, "spec.models: must be a list"),
         ({"spec.models.0.setups.0.count": "2"}, "spec.models[0].setups[0].count: must be a whole number"),
         ({"spec.models.0.setups.0.count": True}, "spec.models[0].setups[0].count: must be a whole number"),

@@ -25,7 +25,7 @@ from servingplan.controller.prometheus.connection import Source
 from servingplan.controller.prometheus.read import Reader
 from testbed import tools
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 SCRAPE_S = 1.0
 PAST_S = 240
 

@@ -98,11 +98,11 @@ def test_arrivals_are_a_history_that_ends_now_and_counts_routers_that_are_gone(w
     chat = reading.classes["chat"]
     assert (chat.window_s, reading.classes.keys()) == (30.0, {"chat", "batch"})
     assert len(chat.rates_rps) >= 6
-    assert chat.rates_rps[-1] == pytest.approx(6.0, rel=0.1)
-    assert chat.rates_rps[0] == pytest.approx(7.0, rel=0.1)
-    assert min(chat.rates_rps) == pytest.approx(2.0, rel=0.1)
+    assert chat.rates_rps[-1] == pytest.approx(6.0, rel=0.2)
+    assert chat.rates_rps[0] == pytest.approx(7.0, rel=0.2)
+    assert min(chat.rates_rps) == pytest.approx(2.0, rel=0.2)
     assert set(reading.classes["batch"].rates_rps) == {0.0}
-    assert reading.models["large.v1"].rates_rps[-1] == pytest.approx(1.0, rel=0.1)
+    assert reading.models["large.v1"].rates_rps[-1] == pytest.approx(1.0, rel=0.2)
     assert chat.age_s < 5
 
 

@@ -114,6 +114,10 @@ spec:
     - {promptTokens: 180, outputTokens: 420}
     - {promptTokens: 950, outputTokens: 210}
     - {promptTokens: 3900, outputTokens: 35}
+  metrics:
+    prometheusUrl: http://prometheus.monitoring.svc:9090
+    rates: Measured
+    calibration: Enabled
   router:
     policy: Weights
     replicas: 3
