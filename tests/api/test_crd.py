@@ -32,9 +32,10 @@ SPEC = {path: node for path, node in NODES.items() if path.startswith(".spec")}
 
 
 def test_every_node_is_structural() -> None:
+    types = {"object", "array", "string", "integer", "boolean"}
     allowed_without_type = {"x-kubernetes-preserve-unknown-fields"}
     for path, node in NODES.items():
-        assert node.get("type") in {"object", "array", "string", "integer", "boolean"} or allowed_without_type <= node.keys(), path
+        assert node.get("type") in types or allowed_without_type <= node.keys(), path
         assert node.keys().isdisjoint({"$ref", "$defs", "title", "anyOf", "allOf", "oneOf", "const"}), path
         assert node.get("additionalProperties") is not False, path
 
