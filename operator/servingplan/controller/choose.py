@@ -120,7 +120,7 @@ class _Question:
         stands = self._standing(self.asked)
         if isinstance(stands, Infeasible):
             # What is short already is mended at once; what will be short when the forecast comes true, a few GPUs a cycle.
-            pressing = _refused(self._standing(now := self._routed()), now) > _BETTER or not self._fits(stands)
+            pressing = _refused(self._standing(now := self._present()), now) > _BETTER or not self._fits(stands)
             found = self._relief() if pressing else self._solved(self._growing)
             if _serves_more(found, stands, self.asked):
                 return _adopt(found, self._cases, self.held, self.fresh, Cause.SHORT_OF_CAPACITY)
@@ -148,8 +148,8 @@ class _Question:
         tried = self._solver(Problem(tuple(_fixed(more[case.key], counts) for case in self._cases)))
         return _refused(tried, more) <= _refused(found, self.asked) + _BETTER
 
-    def _routed(self) -> dict[str, PlanDemand]:
-        return {case.key: demands.routed(case) for case in self._cases}
+    def _present(self) -> dict[str, PlanDemand]:
+        return {case.key: demands.present(case) for case in self._cases}
 
     def _standing(self, asked: Mapping[str, PlanDemand]) -> Plan:
         """What the replicas that are wanted so far come to."""

@@ -40,6 +40,14 @@ def routed(case: Case) -> PlanDemand:
     return replace(found, classes=tuple(replace(e, rate_rps=max(e.rate_rps, IDLE_RPS)) for e in found.classes))
 
 
+def present(case: Case) -> PlanDemand:
+    """The demand that is there now, as far as that is known: what is short for it cannot wait."""
+    found, memory = routed(case), case.memory.demand.classes
+    now_rps = {name: _DOUBT * entry.observed_rps for name, entry in memory.items() if entry.observed_rps is not None}
+    classes = tuple(replace(e, rate_rps=min(e.rate_rps, max(IDLE_RPS, now_rps.get(e.name, e.rate_rps)))) for e in found.classes)
+    return replace(found, classes=classes)
+
+
 def refusing(case: Case) -> PlanDemand:
     """The demand by which requests are refused: as routed, where that is beyond doubt above what is planned."""
     found, most = routed(case), {entry.name: entry.rate_rps for entry in planned(case).classes}
