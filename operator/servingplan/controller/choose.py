@@ -129,7 +129,7 @@ class _Question:
         if cause is Cause.HELD or (cause is Cause.LOWER_COST and not self._sturdy(found)):
             bound = max(found.bound, stands.objective)
             return _hold(stands, self._cases, self.held, bound, proved=found.status == "optimal")
-        return _adopt(found, self._cases, self.held, self.fresh, cause)
+        return _adopt(self._slowly(found), self._cases, self.held, self.fresh, cause)
 
     def _relief(self) -> Plan:
         """What serves most of what is short now: more of what runs where that does, anything else where it does not."""
@@ -147,6 +147,25 @@ class _Question:
         }
         tried = self._solver(Problem(tuple(_fixed(more[case.key], counts) for case in self._cases)))
         return _refused(tried, more) <= _refused(found, self.asked) + _BETTER
+
+    def _slowly(self, found: Plan) -> Plan:
+        """A plan that only gives back, with no more given back than may move in a cycle; any other plan as it is."""
+        counts = {(d.key, a.model, a.setup): a.replicas for d in found.decisions for a in d.allocations}
+        if any(count > self.held.get(key, 0) for key, count in counts.items()):
+            return found
+        slower = dict(counts)
+        for case in self._cases:
+            units = {key: setup.count for key, setup in case.setups.items()}
+            total = sum(each * self.held.get((case.key, *key), 0) for key, each in units.items())
+            left = movable_units(total, max(units.values()))
+            for key, each in sorted(units.items(), key=lambda item: (-item[1], item[0])):
+                before = self.held.get((case.key, *key), 0)
+                back = min(before - counts.get((case.key, *key), 0), left // each)
+                slower[case.key, *key] = before - back
+                left -= back * each
+        if slower == counts:
+            return found
+        return self._solver(Problem(tuple(_fixed(self.asked[case.key], slower) for case in self._cases)))
 
     def _present(self) -> dict[str, PlanDemand]:
         return {case.key: demands.present(case) for case in self._cases}

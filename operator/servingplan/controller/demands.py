@@ -43,7 +43,7 @@ def routed(case: Case) -> PlanDemand:
 def present(case: Case) -> PlanDemand:
     """The demand that is there now, as far as that is known: what is short for it cannot wait."""
     found, memory = routed(case), case.memory.demand.classes
-    now_rps = {name: _DOUBT * entry.observed_rps for name, entry in memory.items() if entry.observed_rps is not None}
+    now_rps = {name: entry.observed_rps for name, entry in memory.items() if entry.observed_rps is not None}
     classes = tuple(replace(e, rate_rps=min(e.rate_rps, max(IDLE_RPS, now_rps.get(e.name, e.rate_rps)))) for e in found.classes)
     return replace(found, classes=classes)
 
