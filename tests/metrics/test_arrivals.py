@@ -16,13 +16,20 @@ from servingplan.api.routing_table import ClassEntry, ModelEntry, Pool, RoutingT
 from servingplan.render.envoy import BootstrapPaths, bootstrap, dump, files
 
 CHAT, CODE = "/v1/chat/completions", {"x-request-class": "code"}
-START = time.time()
-BEGIN = START - 1000
+
+
+class Began:
+    """When the pages begin to tell: at the first of these tests, not when they are collected."""
+
+    at_s = time.time()
+
+
+BEGIN = Began.at_s - 1000
 
 
 def since(age_s):
     """Seconds that a moment lies after some age, counted from when the tests began."""
-    return lambda now_s: max(0.0, now_s - (START - age_s))
+    return lambda now_s: max(0.0, now_s - (Began.at_s - age_s))
 
 
 def router(plan="plan", until_age_s=None, **counts):
@@ -30,7 +37,7 @@ def router(plan="plan", until_age_s=None, **counts):
     virtual = f'plan="{plan}",envoy_virtual_host="plan"'
 
     def page(now_s):
-        if until_age_s is not None and now_s > START - until_age_s:
+        if until_age_s is not None and now_s > Began.at_s - until_age_s:
             return {}
         series = {}
         for route, by_part in counts.items():
@@ -56,6 +63,7 @@ def stepped(now_s):
 
 @pytest.fixture(scope="module")
 def world(make_world, until, envoy_page):
+    Began.at_s = time.time()
     still = {"total": steady(0)}
     served = {"total": steady(3), "retry": steady(0), "completed": steady(3)}
     world = make_world(
