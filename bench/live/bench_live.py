@@ -150,7 +150,7 @@ def _row(
 
 def _until(moment_s: float) -> None:
     while (left_s := moment_s - time.time()) > 0:
-        time.sleep(min(1.0, left_s))
+        time.sleep(min(1.0, left_s))  # the moment is one of the load's clock: there is nothing else to wait for
 
 
 def step(out: Path, repeats: int, rate_rps: float) -> None:

@@ -77,7 +77,7 @@ class Traffic:
 
 
 def closed(traffic, **spec):
-    cluster = Cluster([plan(manifest(**spec))], readings=traffic, policy=Policy(tick_s=5, cycle_s=60, scrape_s=5))
+    cluster = Cluster([plan(manifest(**spec))], readings=traffic, policy=Policy(tick_s=5, cycle_s=60))
     traffic.cluster = cluster
     return cluster
 

@@ -102,7 +102,7 @@ def with_engines(
     plant = Engines(service.KEY, cluster, service.replicas(speed), requests, Settings(scrape_s), seed)
     cluster.busy = plant.busy
     until_s = BEGIN_S + seconds
-    controller = Controller(Policy(scrape_s=scrape_s))
+    controller = Controller(Policy())
     found = run(cluster, {service.KEY: plant}, until_s + DRAIN_S, controller=controller, compare=True)[service.KEY]
     outcome = plant.outcome()
     minutes = np.arange(0, seconds + 1, 60.0) + BEGIN_S

@@ -58,9 +58,14 @@ class Case:
         return {(model.name, setup.name): setup for model in self.spec.models for setup in model.setups}
 
     @property
+    def waits(self) -> bool:
+        """Whether changes wait for an approval."""
+        return self.spec.mode == "Recommend"
+
+    @property
     def fresh(self) -> bool:
         """Whether the spec has not been decided upon yet."""
-        if self.spec.mode == "Recommend":
+        if self.waits:
             approval = self.memory.approval
             return approval is None or approval.generation != self.plan.generation
         return self.memory.generation != self.plan.generation

@@ -120,7 +120,8 @@ class _Question:
         stands = self._standing(self.asked)
         if isinstance(stands, Infeasible):
             # What is short already is mended at once; what will be short when the forecast comes true, a few GPUs a cycle.
-            pressing = _refused(self._standing(now := self._present()), now) > _BETTER or not self._fits(stands)
+            now = {case.key: demands.present(case) for case in self._cases}
+            pressing = _refused(self._standing(now), now) > _BETTER or not self._fits(stands)
             found = self._relief() if pressing else self._solved(self._growing)
             if _serves_more(found, stands, self.asked):
                 return _adopt(found, self._cases, self.held, self.fresh, Cause.SHORT_OF_CAPACITY)
@@ -140,7 +141,7 @@ class _Question:
 
     def _sturdy(self, found: Plan) -> bool:
         """Whether a smaller plan would still serve somewhat more than what is planned for: else it would soon be taken back."""
-        counts = {(d.key, a.model, a.setup): a.replicas for d in found.decisions for a in d.allocations}
+        counts = _counts(found)
         more = {
             key: replace(demand, classes=tuple(replace(e, rate_rps=_RESERVE * e.rate_rps) for e in demand.classes))
             for key, demand in self.asked.items()
@@ -150,7 +151,7 @@ class _Question:
 
     def _slowly(self, found: Plan) -> Plan:
         """A plan that only gives back, with no more given back than may move in a cycle; any other plan as it is."""
-        counts = {(d.key, a.model, a.setup): a.replicas for d in found.decisions for a in d.allocations}
+        counts = _counts(found)
         if any(count > self.held.get(key, 0) for key, count in counts.items()):
             return found
         slower = dict(counts)
@@ -167,20 +168,13 @@ class _Question:
             return found
         return self._solver(Problem(tuple(_fixed(self.asked[case.key], slower) for case in self._cases)))
 
-    def _present(self) -> dict[str, PlanDemand]:
-        return {case.key: demands.present(case) for case in self._cases}
-
     def _standing(self, asked: Mapping[str, PlanDemand]) -> Plan:
         """What the replicas that are wanted so far come to."""
         return self._solver(Problem(tuple(_fixed(asked[case.key], self.held) for case in self._cases)))
 
     def _fits(self, found: Plan) -> bool:
         """Whether a plan has all the replicas that are wanted so far."""
-        return all(
-            allocation.replicas >= self.held.get((decision.key, allocation.model, allocation.setup), 0)
-            for decision in found.decisions
-            for allocation in decision.allocations
-        )
+        return all(count >= self.held.get(key, 0) for key, count in _counts(found).items())
 
     def _solved(self, leave: Callable[[Case, PlanDemand], PlanDemand]) -> Plan:
         plans = (
@@ -218,13 +212,18 @@ class _Question:
         return self._now_s - last_s < self._policy.cycle_s and not retried
 
 
+def _counts(plan: Plan) -> dict[Key, int]:
+    """Replicas of a plan."""
+    return {(d.key, a.model, a.setup): a.replicas for d in plan.decisions for a in d.allocations}
+
+
 def _hold(stands: Plan, cases: tuple[Case, ...], held: dict[Key, int], bound: float, *, proved: bool) -> Chosen:
     target = {(case.key, *key): held.get((case.key, *key), 0) for case in cases for key in case.pools}
     return Chosen(target, stands, {case.key: Cause.HELD for case in cases}, bound, proved)
 
 
 def _adopt(found: Plan, cases: tuple[Case, ...], held: dict[Key, int], fresh: set[str], cause: Cause) -> Chosen:
-    target = {(d.key, a.model, a.setup): a.replicas for d in found.decisions for a in d.allocations}
+    target = _counts(found)
     target |= {(case.key, *key): 0 for case in cases for key in case.pools if (case.key, *key) not in target}
     causes = {}
     for case in cases:

@@ -92,7 +92,7 @@ def decide(world: World, policy: Policy, solver: Solver = solve) -> dict[str, De
         return {}
     seen = [_case(plan, active, world, policy) for plan in active]
     cases, lessons = tuple(case for case, _ in seen), {case.key: lesson for case, lesson in seen}
-    approvals = {case.key: recommend.approved(case) for case in cases if recommend.waits(case)}
+    approvals = {case.key: recommend.approved(case) for case in cases if case.waits}
     fixed = {key: stands for key, (stands, _) in approvals.items()}
     chosen = choose(cases, policy, solver, world.now_s, fixed)
     best = choose(cases, policy, solver, world.now_s) if fixed else chosen

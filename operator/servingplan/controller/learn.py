@@ -8,12 +8,13 @@ from statistics import fmean, pvariance
 from servingplan.calibration.demand import DemandSettings, follow_demand
 from servingplan.calibration.lengths import as_measured
 from servingplan.calibration.memory import SetupMemory
-from servingplan.calibration.readings import Found, PoolReading
+from servingplan.calibration.readings import Found
 from servingplan.calibration.setup import Sample, learn
 from servingplan.controller import demands
 from servingplan.controller.case import Case
 from servingplan.controller.memory import Memory, SetupKey
 from servingplan.controller.policy import Policy
+from servingplan.controller.slo import missed
 from servingplan.latency.profile import Bound, Slo, blend
 from servingplan.planning.problem import ClassDemand
 
@@ -93,10 +94,10 @@ def _judged(case: Case, now_s: float) -> Memory:
     memory, readings = case.memory, case.readings
     if readings.taken_s - memory.judged_s < readings.window_s or not _settled(case, now_s):
         return memory
-    missed = burns(case, factor=1.0)
-    if not missed and not any(pool.ttft and pool.ttft.count >= _ENOUGH_REQUESTS for pool in readings.pools.values()):
+    late = burns(case, factor=1.0)
+    if not late and not any(pool.ttft and pool.ttft.count >= _ENOUGH_REQUESTS for pool in readings.pools.values()):
         return memory
-    moved = memory.headroom + (_MISSED if missed else -_MISSED / 99)
+    moved = memory.headroom + (_MISSED if late else -_MISSED / 99)
     return replace(memory, judged_s=readings.taken_s, headroom=min(_MOST_HEADROOM, max(1.0, moved)))
 
 
@@ -117,21 +118,9 @@ def burns(case: Case, factor: float = BURN_FACTOR) -> tuple[str, ...]:
         if reading is None or reading.ttft is None or reading.ttft.count < _ENOUGH_REQUESTS:
             continue
         for name, slo in sorted(slos.items()):
-            if slo.ttft and (said := _burn(reading, slo.ttft, factor)):
+            if slo.ttft and (said := missed(reading.ttft, slo.ttft, factor)):
                 found.append(f"{name} on {pool}: {said}")
     return tuple(found)
-
-
-def _burn(reading: PoolReading, bound: Bound, factor: float) -> str:
-    assert reading.ttft is not None, "the caller has looked"
-    if bound.percentile is None:
-        mean = reading.ttft.mean
-        return f"mean TTFT {mean:.2f} s, bound {bound.seconds:g} s" if mean and mean > bound.seconds else ""
-    within = reading.ttft.share_within(bound.seconds)
-    allowed = 1 - bound.percentile / 100
-    if within and 1 - within.value > factor * allowed:
-        return f"{1 - within.value:.0%} of TTFT over {bound.seconds:g} s, at most {allowed:.0%} may be"
-    return ""
 
 
 def _horizon_s(case: Case, policy: Policy) -> float:
@@ -141,11 +130,11 @@ def _horizon_s(case: Case, policy: Policy) -> float:
 
 def _calibrated(case: Case, memory: Memory, now_s: float) -> tuple[Memory, list[str]]:
     """The memory with one more cycle of corrections."""
-    setups, news = dict(memory.setups), []
+    setups, news, shares = dict(memory.setups), [], sent(case)
     classes = {entry.name: entry for entry in demands.routed(case).classes}
     base = {(model.name, setup.name): setup.profile for model in demands.declared(case).models for setup in model.setups}
     for key in case.pools:
-        sample = _sample(case, key, classes, now_s)
+        sample = _sample(case, key, shares, classes, now_s)
         if sample is None or key not in base:
             continue
         kept = memory.kept(key)
@@ -158,7 +147,9 @@ def _calibrated(case: Case, memory: Memory, now_s: float) -> tuple[Memory, list[
     return (replace(memory, setups=setups, learnt_s=case.readings.taken_s) if setups != memory.setups else memory), news
 
 
-def _sample(case: Case, key: SetupKey, classes: dict[str, ClassDemand], now_s: float) -> Sample | None:
+def _sample(
+    case: Case, key: SetupKey, shares: dict[str, dict[str, float]], classes: dict[str, ClassDemand], now_s: float
+) -> Sample | None:
     """What a setup's replicas measured; None where it says nothing: too few requests, or replicas that are still cold."""
     pool = case.pools[key]
     reading = case.readings.pools.get(pool)
@@ -169,7 +160,6 @@ def _sample(case: Case, key: SetupKey, classes: dict[str, ClassDemand], now_s: f
     serving = [pod for pod in case.pods[pool] if pod.serves]
     if any(now_s - pod.ready_changed_s < case.readings.window_s for pod in serving):
         return None
-    shares = sent(case)
     parts = [(shares[name].get(pool, 0.0) * entry.rate_rps, entry) for name, entry in classes.items() if name in shares]
     parts += [(entry.rate_rps, entry) for name, entry in classes.items() if name == demands.name_class(key[0])]
     parts = [(rate, entry) for rate, entry in parts if rate > 0]

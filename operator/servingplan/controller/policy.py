@@ -17,13 +17,11 @@ class Policy:
         tick_s: Weights and readings.
         cycle_s: Corrections, and moves that nothing forces.
         dwell_s: How long a change is to last, and so what it has to pay for itself within.
-        scrape_s: How often Prometheus scrapes.
     """
 
     tick_s: float = 10.0
     cycle_s: float = 60.0
     dwell_s: float = 900.0
-    scrape_s: float = 15.0
 
 
 def movable_units(total_units: int, largest_replica: int) -> int:

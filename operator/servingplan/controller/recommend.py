@@ -5,37 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from servingplan.api import plan_status
 from servingplan.api.routing_table import RoutingTable, whole_weights
 from servingplan.controller.case import Case
 from servingplan.controller.choose import Chosen
+from servingplan.controller.figures import shown
 from servingplan.controller.memory import SetupKey
 from servingplan.controller.times import text_of
-from servingplan.controller.written import shown
 from servingplan.planning.problem import Plan, PlanDecision
-
-_MODE = "Recommend"
-
-
-@dataclass(frozen=True, slots=True)
-class Recommended:
-    """What stands and what is proposed.
-
-    Attributes:
-        stands: Replicas that are approved, by (model, setup).
-        proposal: None where what stands is as good.
-    """
-
-    stands: dict[SetupKey, int]
-    proposal: plan_status.Proposal | None
-    approval: plan_status.Approval
-
-
-def waits(case: Case) -> bool:
-    """Whether a plan's changes wait for an approval."""
-    return case.spec.mode == _MODE
 
 
 def approved(case: Case) -> tuple[dict[SetupKey, int], plan_status.Approval]:

@@ -181,7 +181,7 @@ class Loop:
 
     def _policy(self) -> Policy:
         settings = self.settings
-        return Policy(settings.tick_s, settings.cycle_s, settings.dwell_s, settings.prometheus.scrape_interval_s)
+        return Policy(settings.tick_s, settings.cycle_s, settings.dwell_s)
 
     def _forget(self, present: set[str]) -> None:
         """Lets go of plans that are gone."""
