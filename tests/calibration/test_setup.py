@@ -11,7 +11,7 @@ import pytest
 
 from servingplan.calibration.memory import Applied, SetupMemory
 from servingplan.calibration.readings import Histogram
-from servingplan.calibration.setup import Sample, corrected, learn
+from servingplan.calibration.setup import Sample, corrected, faded, learn
 from servingplan.latency.capacity import latency, margin, stable_rate_rps
 from servingplan.latency.profile import Bound, Correction, EngineProfile, Point, StepTime, TokenMix
 
@@ -238,3 +238,25 @@ def test_an_unseen_setup_takes_a_part_of_what_its_model_s_others_taught():
 
 def test_equal_worlds_teach_equal_things():
     assert taught(over_loads(slower(1.3), 4)) == taught(over_loads(slower(1.3), 4))
+
+
+def test_what_is_sent_nothing_is_believed_less_from_cycle_to_cycle():
+    memory = taught(sample_of(slower(1.6), load) for load in LOADS)
+    memory = replace(memory, margin={"ttft.p95": 0.4}, drifting=True)
+    before = replace(memory, applied=None)
+    steps = []
+    for _ in range(30):
+        memory = faded(memory)
+        steps.append(memory.applied.step[0])
+        assert not memory.drifting
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] > 1.4
+    assert steps[-1] < 1.05
+    assert memory.margin["ttft.p95"] < 0.02
+    assert np.trace(np.array(_square(memory.covariance))) > np.trace(np.array(_square(before.covariance)))
+
+
+def _square(lower):
+    found = np.zeros((3, 3))
+    found[np.tril_indices(3)] = lower
+    return found

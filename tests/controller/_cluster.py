@@ -28,6 +28,7 @@ class Cluster:
     Attributes:
         starts_in_s: Seconds from a pod's creation until it is ready, by pool; a pool that is not named takes ``cold_s``.
         readings: Made anew at every look, from the plan and the time.
+        found_in_s: Seconds from a pod's being ready until the router knows it.
         decisions: Every decision that was taken, by plan key, oldest first.
     """
 
@@ -36,6 +37,7 @@ class Cluster:
     policy: Policy = field(default_factory=Policy)
     cold_s: float = 30.0
     starts_in_s: dict[str, float] = field(default_factory=dict)
+    found_in_s: float = 0.0
     readings: Callable[[PlanObject, float], Readings] | None = None
     now_s: float = NOW_S
     pods: list[Pod] = field(default_factory=list)
@@ -85,6 +87,11 @@ class Cluster:
         return next(entry.weights for entry in table.classes if entry.name == name)
 
     @property
+    def known(self) -> frozenset[str]:
+        """Pools that the router knows a pod of."""
+        return frozenset(one.pool for one in self.pods if one.ready and self.now_s - one.ready_changed_s >= self.found_in_s)
+
+    @property
     def _nodes(self) -> tuple[Node, ...]:
         return self.changes.get("nodes", world().nodes)
 
@@ -109,7 +116,7 @@ class Cluster:
             },
             "data": {"table.json": decision.table.model_dump_json(by_alias=True)},
         }
-        self.served[each.key] = {"router-1": Served(decision.table.digest, 0, each.generation)}
+        self.served[each.key] = {"router-1": Served(decision.table.digest, 0, each.generation, self.known)}
 
     def _scale(self, each: PlanObject, key: tuple[str, str], count: int) -> None:
         pool = names.pool_name(each.owner.name, *key)

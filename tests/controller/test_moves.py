@@ -54,6 +54,23 @@ def test_weights_move_step_by_step_and_only_to_what_is_ready():
     assert sum(0 < share < 1 for share in shares) >= 3
 
 
+def test_weights_wait_until_routers_know_where_to_send_them():
+    models = manifest()["spec"]["models"]
+    models[0]["setups"][0]["maxReplicas"] = 0
+    cluster = Cluster([plan(manifest(models=models))], found_in_s=12.0)
+    cluster.look(5.0)
+    while condition(cluster, "Ready")["status"] != "True":
+        cluster.look(5.0)
+    assert SMALL_POOL in cluster.known
+    cluster.change(manifest())
+    while LARGE_POOL not in cluster.weights("chat"):
+        assert set(cluster.weights("chat")) == {SMALL_POOL}
+        cluster.look(5.0)
+    assert LARGE_POOL in cluster.known
+    cluster.rest()
+    assert cluster.weights("chat") == {LARGE_POOL: WEIGHT_TOTAL}
+
+
 def test_what_is_no_longer_ready_loses_its_weight_at_once():
     cluster = Cluster([plan(limited(4, 4, rate=60.0))])
     cluster.rest()

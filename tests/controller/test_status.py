@@ -69,8 +69,9 @@ def test_a_plan_in_place_is_ready_and_says_what_it_is():
         ({KEY: {"router-1": None}}, "RouterNotReady"),
         ({KEY: {"router-1": Served("old", 0, 1), "router-2": Served("abc", 0, 1)}}, "RoutingNotSynced"),
         ({KEY: {"router-1": Served("abc", 1, 1)}}, "RoutingNotSynced"),
+        ({KEY: {"router-1": Served("abc", 0, 1, frozenset({"another"}))}}, "RoutingNotSynced"),
     ],
-    ids=["no router", "silent router", "an old table", "another revision"],
+    ids=["no router", "silent router", "an old table", "another revision", "no pod found"],
 )
 def test_a_plan_whose_routers_serve_another_table_is_not_ready(served, reason):
     found = reported(serving(served=served))

@@ -50,7 +50,7 @@ def lognormal(chance: np.random.Generator, mean: float, cv: float, count: int) -
 def drawn(chance: np.random.Generator, mix: TokenMix, count: int) -> np.ndarray:
     """(count, 2) prompt and output lengths."""
     if mix.sample:
-        return np.array(mix.sample, dtype=int)[chance.integers(len(mix.sample), size=count)]
+        return mix.sample.columns[:2].T.astype(int)[chance.integers(len(mix.sample), size=count)]
     prompts = lognormal(chance, mix.prompt_tokens, mix.prompt_cv, count)
     return np.column_stack([prompts, lognormal(chance, mix.output_tokens, mix.output_cv, count)])
 

@@ -63,6 +63,6 @@ def test_what_is_said_reaches_the_planner(plan_with: Edit) -> None:
 def test_a_sample_of_lengths_keeps_its_pairs_and_has_their_moments(plan_with: Edit) -> None:
     lengths = [{"promptTokens": 100, "outputTokens": 400}, {"promptTokens": 3100, "outputTokens": 20}]
     mix = demand_of(plan_with({"spec.requestClasses.0.lengths": lengths})).classes[0].mix
-    assert set(mix.sample) == {(100, 400), (3100, 20)}
+    assert mix.sample.columns.tolist() == [[100, 3100], [400, 20], [0.5, 0.5]]
     assert (mix.prompt_tokens, mix.output_tokens) == (1600, 210)
     assert mix.correlation == pytest.approx(-1)

@@ -101,6 +101,12 @@ class RoutingTable(_Table):
         return self
 
     @property
+    def weighted(self) -> frozenset[str]:
+        """Pools that any requests are sent to."""
+        entries: tuple[ModelEntry | ClassEntry, ...] = (*self.models, *self.classes)
+        return frozenset(pool for entry in entries for pool, weight in entry.weights.items() if weight > 0)
+
+    @property
     def digest(self) -> str:
         """Sixteen hex digits that differ when anything in the table differs."""
         return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from servingplan.calibration.rates import on_grid
 from servingplan.calibration.readings import Histogram, PoolReading
-from servingplan.latency.mix import TokenMix
+from servingplan.latency.mix import LengthSample, TokenMix
 
 FEWEST_REQUESTS = 30
 NEAR = 0.05
@@ -99,8 +99,8 @@ def scaled(mix: TokenMix, factors: LengthFactors) -> TokenMix:
     if factors == LengthFactors():
         return mix
     if mix.sample:
-        prompts, outputs = np.array(mix.sample).T
-        return _sampled(prompts * factors.prompt, outputs * factors.output, mix.weights)
+        prompts, outputs, weights = mix.sample.columns
+        return _sampled(prompts * factors.prompt, outputs * factors.output, weights)
     return TokenMix(
         prompt_tokens=max(1.0, mix.prompt_tokens * factors.prompt),
         output_tokens=max(1.0, mix.output_tokens * factors.output),
@@ -124,12 +124,11 @@ def as_measured(mix: TokenMix, reading: PoolReading) -> TokenMix:
         return TokenMix(moved.prompt_tokens, moved.output_tokens, prompt_cv, output_cv, correlation=mix.correlation)
     if (prompt_factor, output_factor, prompt_cv, output_cv) == (1.0, 1.0, mix.prompt_cv, mix.output_cv):
         return mix
-    prompts, outputs = np.array(mix.sample).T
-    weights = np.array(mix.weights) if mix.weights else np.full(len(prompts), 1 / len(prompts))
+    prompts, outputs, weights = mix.sample.columns
     return _sampled(
         _respread(prompts, weights, prompt_cv, mix.prompt_cv) * prompt_factor,
         _respread(outputs, weights, output_cv, mix.output_cv) * output_factor,
-        mix.weights,
+        weights,
     )
 
 
@@ -225,14 +224,11 @@ def _respread(lengths: Floats, weights: Floats, cv: float, before: float) -> Flo
     return powered
 
 
-def _sampled(prompts: Floats, outputs: Floats, weights: tuple[float, ...]) -> TokenMix:
-    pairs = [(max(1.0, prompt), max(1.0, output)) for prompt, output in zip(prompts.tolist(), outputs.tolist(), strict=True)]
-    if not weights:
-        return TokenMix.of(pairs)
-    parts = np.array(weights)
-    prompts, outputs = np.array(pairs).T
-    prompt, output = float(parts @ prompts), float(parts @ outputs)
-    deviations = [float(parts @ (values - mean) ** 2) ** 0.5 for values, mean in ((prompts, prompt), (outputs, output))]
-    covariance = float(parts @ ((prompts - prompt) * (outputs - output)))
+def _sampled(prompts: Floats, outputs: Floats, weights: Floats) -> TokenMix:
+    prompts, outputs = np.maximum(1.0, prompts), np.maximum(1.0, outputs)
+    prompt, output = float(weights @ prompts), float(weights @ outputs)
+    deviations = [float(weights @ (values - mean) ** 2) ** 0.5 for values, mean in ((prompts, prompt), (outputs, output))]
+    covariance = float(weights @ ((prompts - prompt) * (outputs - output)))
     correlation = covariance / (deviations[0] * deviations[1]) if min(deviations) > 0 else 0.0
-    return TokenMix(prompt, output, deviations[0] / prompt, deviations[1] / output, tuple(pairs), weights, correlation)
+    sample = LengthSample.of(prompts, outputs, weights)
+    return TokenMix(prompt, output, deviations[0] / prompt, deviations[1] / output, sample, correlation)

@@ -26,7 +26,7 @@ from servingplan.calibration.parameters import Belief, Update, first_belief, slo
 from servingplan.latency.capacity import stable_rate_rps
 from servingplan.latency.profile import Correction, EngineProfile
 
-__all__ = ["Sample", "corrected", "learn"]
+__all__ = ["Sample", "corrected", "faded", "learn"]
 
 _STATIONARY = 0.95
 """Load up to which a window may be taken for a stationary queue."""
@@ -40,6 +40,8 @@ _SETTLING_IN = 3
 """Samples before which a surprise says more of the profile than of a change, and a margin more of neither."""
 _DOUBT_AFTER_ALARM, _FORGOTTEN_AFTER_ALARM = 0.3, 0.7
 _LOWER = np.tril_indices(3)
+_FADING = 0.9
+"""What is left, a cycle later, of what was learnt of a setup that is sent nothing."""
 
 
 def learn(prior: EngineProfile, memory: SetupMemory, sample: Sample) -> SetupMemory:
@@ -85,6 +87,24 @@ def learn(prior: EngineProfile, memory: SetupMemory, sample: Sample) -> SetupMem
         drift=(drift.up, drift.down),
         drifting=drift.drifting,
         applied=memory.applied,
+    )
+    return replace(found, applied=following(found))
+
+
+def faded(memory: SetupMemory) -> SetupMemory:
+    """The memory of a setup that is sent nothing while others are, a cycle later.
+
+    What was learnt may be why it is sent nothing, and then nothing would ever tell whether that still holds, or ever did.
+    """
+    alpha, beta, gamma = (_FADING * each for each in memory.log_step)
+    found = replace(
+        memory,
+        log_step=(alpha, beta, gamma),
+        covariance=tuple(_belief(memory).wandered().covariance[_LOWER].tolist()),
+        log_bias=tuple(_FADING * each for each in memory.log_bias),
+        margin={key: _FADING * each for key, each in memory.margin.items()},
+        drift=(0.0, 0.0),
+        drifting=False,
     )
     return replace(found, applied=following(found))
 

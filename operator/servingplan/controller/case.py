@@ -27,6 +27,7 @@ class Case:
         free: Units by accelerator and node that the plan's pods may take.
         published: The routing table that stands; None where there is none.
         synced: Whether every ready router serves it.
+        unreached: Pools with a ready replica of which some router knows none yet.
     """
 
     plan: PlanObject
@@ -40,6 +41,7 @@ class Case:
     free: dict[str, dict[str, int]]
     published: RoutingTable | None
     synced: bool
+    unreached: frozenset[str]
 
     @property
     def key(self) -> str:
@@ -99,6 +101,7 @@ def case_of(plan: PlanObject, active: tuple[PlanObject, ...], world: World, memo
         free=_free_units(plan, active, world),
         published=published,
         synced=not world.behind(plan.key, stamp) and not world.silent(plan.key),
+        unreached=frozenset(world.unreached(plan.key)),
     )
 
 

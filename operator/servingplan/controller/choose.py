@@ -122,7 +122,7 @@ class _Question:
             # What is short already is mended at once; what will be short when the forecast comes true, a few GPUs a cycle.
             now = {case.key: demands.present(case) for case in self._cases}
             pressing = _refused(self._standing(now), now) > _BETTER or not self._fits(stands)
-            found = self._relief() if pressing else self._solved(self._growing)
+            found = self._relief(now) if pressing else self._solved(self._growing)
             if _serves_more(found, stands, self.asked):
                 return _adopt(found, self._cases, self.held, self.fresh, Cause.SHORT_OF_CAPACITY)
         found = self._solved(self._careful)
@@ -132,8 +132,11 @@ class _Question:
             return _hold(stands, self._cases, self.held, bound, proved=found.status == "optimal")
         return _adopt(self._slowly(found), self._cases, self.held, self.fresh, cause)
 
-    def _relief(self) -> Plan:
-        """What serves most of what is short now: more of what runs where that does, anything else where it does not."""
+    def _relief(self, now: Mapping[str, PlanDemand]) -> Plan:
+        """What serves most of what is short now: the smallest move that does, then more of what runs, then anything."""
+        few = self._solved(self._few)
+        if self._fits(few) and _refused(self._at(few, now), now) <= _BETTER:
+            return few
         grown = self._solved(self._grown)
         if _refused(grown, self.asked) <= _BETTER and self._fits(grown):
             return grown
@@ -141,13 +144,11 @@ class _Question:
 
     def _sturdy(self, found: Plan) -> bool:
         """Whether a smaller plan would still serve somewhat more than what is planned for: else it would soon be taken back."""
-        counts = _counts(found)
         more = {
             key: replace(demand, classes=tuple(replace(e, rate_rps=_RESERVE * e.rate_rps) for e in demand.classes))
             for key, demand in self.asked.items()
         }
-        tried = self._solver(Problem(tuple(_fixed(more[case.key], counts) for case in self._cases)))
-        return _refused(tried, more) <= _refused(found, self.asked) + _BETTER
+        return _refused(self._at(found, more), more) <= _refused(found, self.asked) + _BETTER
 
     def _slowly(self, found: Plan) -> Plan:
         """A plan that only gives back, with no more given back than may move in a cycle; any other plan as it is."""
@@ -172,6 +173,11 @@ class _Question:
         """What the replicas that are wanted so far come to."""
         return self._solver(Problem(tuple(_fixed(asked[case.key], self.held) for case in self._cases)))
 
+    def _at(self, found: Plan, asked: Mapping[str, PlanDemand]) -> Plan:
+        """What the replicas of a plan come to at another demand."""
+        counts = _counts(found)
+        return self._solver(Problem(tuple(_fixed(asked[case.key], counts) for case in self._cases)))
+
     def _fits(self, found: Plan) -> bool:
         """Whether a plan has all the replicas that are wanted so far."""
         return all(count >= self.held.get(key, 0) for key, count in _counts(found).items())
@@ -189,14 +195,15 @@ class _Question:
 
     def _grown(self, case: Case, demand: PlanDemand) -> PlanDemand:
         """More replicas of anything, and none less."""
-        limited = _dwelling(case, self._forced(case, demand), self.held, self._now_s, math.inf, regrow=True)
-        return replace(limited, max_started_units=None)
+        return replace(self._few(case, demand), max_started_units=None)
+
+    def _few(self, case: Case, demand: PlanDemand) -> PlanDemand:
+        """A few more replicas, and none less."""
+        return _dwelling(case, self._forced(case, demand), self.held, self._now_s, math.inf, regrow=True)
 
     def _growing(self, case: Case, demand: PlanDemand) -> PlanDemand:
-        """A few more replicas, and none less."""
-        if self._just_moved(case):
-            return _fixed(demand, self.held)
-        return _dwelling(case, self._forced(case, demand), self.held, self._now_s, math.inf, regrow=True)
+        """A few more replicas, and none less, of plans that have not just moved."""
+        return _fixed(demand, self.held) if self._just_moved(case) else self._few(case, demand)
 
     def _careful(self, case: Case, demand: PlanDemand) -> PlanDemand:
         """A small move of what has stood for a dwell; of a fresh plan everything."""

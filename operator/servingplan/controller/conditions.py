@@ -34,7 +34,7 @@ def findings(plan: PlanObject, decision: Decision | None, world: World, stamp: s
         return _held(plan, held)
     pending = "; ".join(filter(None, [_abandoned(decision), _pending(plan, world)]))
     feasible = _feasible(decision)
-    synced = _synced(plan, world, stamp)
+    synced = _synced(plan, decision, world, stamp)
     ready = Finding("Ready", "False", "ApplyRefused", refused) if refused else _ready(decision, pending, feasible, synced)
     moving = ready.status != "True" and ready.reason in {"Progressing", "RoutingNotSynced", "RouterNotReady"}
     stalled = ready.reason in {"ApplyRefused", "Infeasible", "NoMatchingNodes", "PodsNotStarting"}
@@ -129,8 +129,8 @@ def _named(stuck: list[Pod]) -> str:
     return f"{len(stuck)} pod{'s' if len(stuck) > 1 else ''} cannot start: {listed}: {stuck[0].waiting}"
 
 
-def _synced(plan: PlanObject, world: World, stamp: str | None) -> Finding:
-    """Whether every ready router pod serves the table that is published."""
+def _synced(plan: PlanObject, decision: Decision, world: World, stamp: str | None) -> Finding:
+    """Whether every ready router pod serves the table that is published, and knows where to send what it says."""
     if not world.served.get(plan.key):
         return Finding("RoutingSynced", "Unknown", "RouterNotReady", "no router pod is ready")
     if silent := world.silent(plan.key):
@@ -139,6 +139,10 @@ def _synced(plan: PlanObject, world: World, stamp: str | None) -> Finding:
         return Finding(
             "RoutingSynced", "False", "TableNotServed", f"an earlier routing table is still served by {', '.join(behind)}"
         )
+    unreached = world.unreached(plan.key)
+    if lacking := sorted(decision.table.weighted & unreached.keys()):
+        said = "; ".join(f"{', '.join(unreached[pool])} of {pool}" for pool in lacking)
+        return Finding("RoutingSynced", "False", "PodsNotFound", f"routers have found no pod yet: {said}")
     return Finding("RoutingSynced", "True", "TableServed", "")
 
 

@@ -46,7 +46,7 @@ class Decision:
         planned: The answer for the targets, at the rates that are planned for; None where no plan was found in time.
         sharing: The answer for what stands, at the rates that are routed.
         table: The routing table to publish now.
-        settled: Whether its weights are where they end, and served by every ready router.
+        settled: Whether its weights are where they end, and every ready router serves them and knows where to send them.
         unmatched: Accelerators that no node matches.
         surge: Setups whose pods may be renewed one up before one down, because their nodes have room.
         memory: What is to be remembered.
@@ -149,8 +149,8 @@ def _decision(
     if approval is not None:
         wanted = recommend.as_approved(case, wanted, approval)
     ready = frozenset(pool for key, pool in case.pools.items() if case.ready[key] > 0)
-    table, arrived = stepped(case.published, wanted, ready, _unseen(case, policy, now_s), synced=case.synced)
-    settled = arrived and case.synced and _same_weights(case.published, table)
+    table, arrived = stepped(case.published, wanted, ready, _unseen(case, policy, now_s), case.unreached, synced=case.synced)
+    settled = arrived and case.synced and _same_weights(case.published, table) and not table.weighted & case.unreached
     objective = chosen.planned.objective if chosen.planned else 0.0
     return Decision(
         plan=case.plan,

@@ -9,7 +9,7 @@ from servingplan.calibration.demand import DemandSettings, follow_demand
 from servingplan.calibration.lengths import as_measured
 from servingplan.calibration.memory import SetupMemory
 from servingplan.calibration.readings import Found
-from servingplan.calibration.setup import Sample, learn
+from servingplan.calibration.setup import Sample, faded, learn
 from servingplan.controller import demands
 from servingplan.controller.case import Case
 from servingplan.controller.memory import Memory, SetupKey
@@ -22,7 +22,7 @@ BURN_FACTOR = 2.0
 """A bound burns where this many times as many requests miss it as may."""
 _EARLY = 0.5
 _STEADY = 0.3
-_MISSED, _MOST_HEADROOM = 0.1, 2.0
+_MISSED, _MOST_HEADROOM = 0.2, 2.0
 _ENOUGH_REQUESTS = 30.0
 
 
@@ -133,18 +133,29 @@ def _calibrated(case: Case, memory: Memory, now_s: float) -> tuple[Memory, list[
     setups, news, shares = dict(memory.setups), [], sent(case)
     classes = {entry.name: entry for entry in demands.routed(case).classes}
     base = {(model.name, setup.name): setup.profile for model in demands.declared(case).models for setup in model.setups}
-    for key in case.pools:
-        sample = _sample(case, key, shares, classes, now_s)
-        if sample is None or key not in base:
-            continue
+    samples = {key: _sample(case, key, shares, classes, now_s) for key in case.pools if key in base}
+    sampled = any(sample is not None for sample in samples.values())
+    for key, sample in samples.items():
         kept = memory.kept(key)
         before = kept.calibration
+        if sample is None:
+            if sampled and before is not None and _spared(case, key, shares):
+                setups[key] = replace(kept, calibration=faded(before))
+            continue
         after = learn(base[key], before or SetupMemory(), sample)
         setups[key] = replace(kept, calibration=after)
         if after.applied is not None and after.applied != (before.applied if before else None):
             news.append(f"{'/'.join(key)} takes {after.applied.step[0]:.2f} times as long as its profile says")
     # Where nothing was learnt nothing is written: an idle plan stays as it is.
     return (replace(memory, setups=setups, learnt_s=case.readings.taken_s) if setups != memory.setups else memory), news
+
+
+def _spared(case: Case, key: SetupKey, shares: dict[str, dict[str, float]]) -> bool:
+    """Whether a setup serves and is sent nothing."""
+    pool = case.pools[key]
+    reading = case.readings.pools.get(pool)
+    idle = reading is not None and not reading.dark and not reading.rate_rps
+    return idle and case.ready[key] > 0 and not any(by_pool.get(pool) for by_pool in shares.values())
 
 
 def _sample(
@@ -165,8 +176,8 @@ def _sample(
     parts = [(rate, entry) for rate, entry in parts if rate > 0]
     if not parts:
         return None
-    within = {entry.name: _within(case, entry.name) for _, entry in parts}
-    if not all(min(rates) >= _STEADY * max(rates) for rates in within.values() if rates):
+    within = _within(case, [entry.name for _, entry in parts if entry.name in shares])
+    if within is None:
         return None
     return Sample(
         replicas=reading.replicas,
@@ -193,10 +204,24 @@ def _unevenness(rates: tuple[float, ...], window_s: float) -> float:
     return max(0.0, pvariance(rates) - mean / window_s) ** 0.5 / mean
 
 
-def _within(case: Case, name: str) -> tuple[float, ...]:
-    """Rates of a class in the short windows that the reading spans; one that began or ended in it has no one rate."""
-    history = case.readings.classes.get(name)
-    return history.rates_rps[-max(1, round(case.readings.window_s / history.window_s)) :] if history else ()
+def _within(case: Case, names: list[str]) -> dict[str, tuple[float, ...]] | None:
+    """Rates of classes in the short windows that the reading spans; None where one began or ended in it, and has no one rate.
+
+    Rates that nobody measures may have been anything: they count as even where the plan does not ask for measured ones.
+    """
+    found = {}
+    for name in names:
+        history = case.readings.classes.get(name)
+        if history is None:
+            if case.spec.metrics.rates == "Measured":
+                return None
+            continue
+        count = max(1, round(case.readings.window_s / history.window_s))
+        rates = history.rates_rps[-count:]
+        if len(rates) < count or min(rates) < _STEADY * max(rates):
+            return None
+        found[name] = rates
+    return found
 
 
 def _bounds(slos: list[Slo]) -> tuple[tuple[str, Bound], ...]:

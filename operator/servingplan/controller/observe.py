@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,12 +18,14 @@ from servingplan.calibration.readings import Readings
 from servingplan.controller.kube import Kube
 from servingplan.controller.world import ChildKey, Node, PlanObject, Pod, Served, World
 from servingplan.render import names, router
-from servingplan.render.envoy.bootstrap import HTTP_PORT
+from servingplan.render.envoy.bootstrap import HTTP_PORT, METRICS_PORT
 from servingplan.render.envoy.routes import TABLE_PATH
 
 log = logging.getLogger(__name__)
 
 _TABLE_TIMEOUT = aiohttp.ClientTimeout(total=1.0)
+_MEMBERS_PATH = "/stats/prometheus?filter=membership_total"
+_MEMBERS = re.compile(r'^envoy_cluster_membership_total\{.*\benvoy_cluster_name="([^"]+)".*\} (\d+)', re.MULTILINE)
 _LISTED = ("ConfigMap", "PodDisruptionBudget", "Service")
 
 
@@ -92,10 +95,26 @@ async def _served(http: aiohttp.ClientSession, pod: Pod) -> Served | None:
     try:
         async with http.get(f"http://{host}:{HTTP_PORT}{TABLE_PATH}", timeout=_TABLE_TIMEOUT) as answer:
             body = await answer.json(content_type=None)
-        return Served(digest=str(body["digest"]), revision=int(body["revision"]), generation=int(body["generation"]))
+        return Served(
+            digest=str(body["digest"]),
+            revision=int(body["revision"]),
+            generation=int(body["generation"]),
+            pools=await _known_pools(http, host),
+        )
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
         log.debug("router %s/%s does not say what it serves: %r", pod.namespace, pod.name, error)
         return None
+
+
+async def _known_pools(http: aiohttp.ClientSession, host: str) -> frozenset[str] | None:
+    """Pools of which a router knows a pod; None where it does not say, as routers of an earlier version."""
+    try:
+        async with http.get(f"http://{host}:{METRICS_PORT}{_MEMBERS_PATH}", timeout=_TABLE_TIMEOUT) as answer:
+            page = await answer.text()
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        return None
+    members = {name: int(count) for name, count in _MEMBERS.findall(page)}
+    return frozenset(name for name, count in members.items() if count) if members else None
 
 
 async def _plan(kube: Kube, body: Any) -> PlanObject:

@@ -2,7 +2,8 @@
 
 A replica that has just become ready has empty caches, and a plan may be wrong about a setup that nobody has measured: so no
 step moves more than a part of a class, each step waits until every router serves the one before, and a new setup takes a small
-part until it has been watched for a cycle. What is no longer ready loses its weight at once.
+part until it has been watched for a cycle. Routers learn of a pod a moment after it is ready, and refuse what they are to send
+to a pool that they know no pod of. What is no longer ready loses its weight at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ _CALM = 0.01
 
 
 def stepped(
-    published: RoutingTable | None, wanted: RoutingTable, ready: frozenset[str], unseen: frozenset[str], *, synced: bool
+    published: RoutingTable | None,
+    wanted: RoutingTable,
+    ready: frozenset[str],
+    unseen: frozenset[str] = frozenset(),
+    unreached: frozenset[str] = frozenset(),
+    *,
+    synced: bool,
 ) -> tuple[RoutingTable, bool]:
     """The table to publish now, and whether its weights are where they are wanted.
 
@@ -28,22 +35,36 @@ def stepped(
         wanted: The table to end at.
         ready: Pools with a ready replica.
         unseen: Pools that were never measured and are in their first cycle.
+        unreached: Pools that some router knows no pod of yet; they get no weight that they do not have, as long as another has.
         synced: Whether every ready router serves what is published; where not, weights stay.
     """
-    before = {entry.name: entry for entry in published.classes} if published else {}
+    before = {entry.name: entry.weights for entry in published.classes} if published else {}
     classes, arrived = [], True
     for entry in wanted.classes:
-        old = before.get(entry.name)
-        still = _still(old, ready) if old else {}
-        goal = _capped(entry.weights, unseen, still)
+        still = _still(before.get(entry.name, {}), ready)
+        goal = _capped(_reached(entry.weights, unreached, still), unseen, still)
         now = _towards(still, goal, synced=synced)
         arrived &= goal == entry.weights and _distance(now, goal) < _CALM
         classes.append(_with(entry, now, wanted))
-    return wanted.model_copy(update={"classes": tuple(classes)}), arrived
+    named = {model.name: model.weights for model in published.models} if published else {}
+    models = []
+    for model in wanted.models:
+        goal = _reached(model.weights, unreached, _still(named.get(model.name, {}), ready))
+        arrived &= goal == model.weights
+        models.append(model if goal == model.weights else model.model_copy(update={"weights": goal}))
+    return wanted.model_copy(update={"classes": tuple(classes), "models": tuple(models)}), arrived
 
 
-def _still(entry: ClassEntry, ready: frozenset[str]) -> dict[str, int]:
-    return whole_weights({pool: float(weight) for pool, weight in entry.weights.items() if pool in ready})
+def _still(weights: Mapping[str, int], ready: frozenset[str]) -> dict[str, int]:
+    return whole_weights({pool: float(weight) for pool, weight in weights.items() if pool in ready})
+
+
+def _reached(weights: Mapping[str, int], unreached: frozenset[str], still: Mapping[str, int]) -> dict[str, int]:
+    """The weights of the pools that requests can get to, or already go to; else what serves, else as they are."""
+    found = {pool: float(weight) for pool, weight in weights.items() if pool not in unreached or pool in still}
+    if len(found) == len(weights):
+        return dict(weights)
+    return whole_weights(found) or dict(still) or dict(weights)
 
 
 def _capped(weights: Mapping[str, int], unseen: frozenset[str], still: Mapping[str, int]) -> dict[str, int]:

@@ -75,11 +75,16 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The table that a router pod says it serves."""
+    """The table that a router pod says it serves.
+
+    Attributes:
+        pools: Pools that it knows a pod of; None where it does not say.
+    """
 
     digest: str
     revision: int
     generation: int
+    pools: frozenset[str] | None = None
 
     @property
     def stamp(self) -> str:
@@ -161,6 +166,16 @@ class World:
     def silent(self, plan_key: str) -> list[str]:
         """Names of the plan's ready router pods that did not say what they serve."""
         return sorted(pod for pod, table in self.served.get(plan_key, {}).items() if table is None)
+
+    def unreached(self, plan_key: str) -> dict[str, list[str]]:
+        """Pools with a ready pod that some routers know none of yet, with those routers: they learn of pods by name, later."""
+        ready = {pod.pool for pod in self.pods if pod.plan_key == plan_key and pod.pool and pod.serves}
+        found: dict[str, list[str]] = {}
+        for router, table in sorted(self.served.get(plan_key, {}).items()):
+            if table and table.pools is not None:
+                for pool in sorted(ready - table.pools):
+                    found.setdefault(pool, []).append(router)
+        return found
 
     def pods_of(self, plan_key: str, component: str) -> tuple[Pod, ...]:
         """The plan's pods of one component that have not ended."""

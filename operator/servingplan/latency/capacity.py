@@ -118,7 +118,7 @@ def latency(
     )
 
 
-@lru_cache(maxsize=32768)
+@lru_cache(maxsize=4096)
 def utilization(
     profile: EngineProfile, mix: TokenMix, slo: Slo, background: TokenMix | None = None, arrival_cv: float = 1.0
 ) -> float:

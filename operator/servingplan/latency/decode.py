@@ -101,7 +101,7 @@ def kv_growth(profile: EngineProfile, mix: TokenMix) -> float:
     return 1 - mix.prompt_output_product / mix.held_token_steps
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=2048)
 def stable_step_rate_rps(profile: EngineProfile, step: StepTime, mix: TokenMix) -> float:
     """Requests per second at which the queue of a replica with these coefficients starts to grow without end."""
     batch = batch_limit(profile, mix)

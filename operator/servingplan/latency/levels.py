@@ -67,7 +67,7 @@ def load_at(below: int, share: float) -> float:
     return 1.1 - 1 / (low + share * (high - low))
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def at_load(replica: Replica, mix: TokenMix, index: int) -> AtLoad:
     """Latency of the requests of `mix` at one of the solved loads."""
     if LOADS[index] == 0:
@@ -104,7 +104,7 @@ def _alone(replica: Replica, mix: TokenMix) -> AtLoad:
     return AtLoad(first, gap_s, max(0.0, mix.output_tokens - 1) * gap_s, 0.0)
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def running_at(replica: Replica, index: int) -> Running:
     """The running requests at one of the solved loads."""
     rate_rps = LOADS[index] * stable_step_rate_rps(replica.profile, replica.step, replica.mix)

@@ -22,7 +22,7 @@ _SLOTS_TAKEN = 0.03
 _MEASURED_MARGIN = 0.1
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def declared_margin(profile: EngineProfile, background: TokenMix, arrival_cv: float, index: int) -> float:
     """The margin on the wait for the first token at one of the solved loads, by a profile without correction."""
     base = base_margin(profile, index)

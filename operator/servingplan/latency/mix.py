@@ -28,6 +28,32 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class LengthSample:
+    """Joint prompt and output lengths, each pair with a weight.
+
+    A sample is part of the keys of every cache: as one block of memory it takes a sixth of what numbers of their own do.
+
+    Attributes:
+        data: (3, n) prompt tokens, output tokens and weights, as 64-bit floats.
+    """
+
+    data: bytes = b""
+
+    @classmethod
+    def of(cls, prompts: Floats, outputs: Floats, weights: Floats) -> LengthSample:
+        """The sample of (n,) lengths and their weights, which sum to 1."""
+        return cls(np.array([prompts, outputs, weights], dtype=np.float64).tobytes())
+
+    @property
+    def columns(self) -> Floats:
+        """(3, n) prompt tokens, output tokens and weights; not to be written to."""
+        return np.frombuffer(self.data).reshape(3, -1)
+
+    def __len__(self) -> int:
+        return len(self.data) // (3 * 8)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenMix:
     """Lengths of a class's requests. ``TokenMix.of`` makes one from a sample, with the sample's moments.
 
@@ -36,8 +62,7 @@ class TokenMix:
         output_tokens: Mean.
         prompt_cv: Coefficient of variation.
         output_cv: Coefficient of variation.
-        sample: Joint (prompt, output) pairs; empty where only the moments are known.
-        weights: Of the pairs of the sample, summing to 1; empty for equal ones.
+        sample: Joint lengths with their weights; empty where only the moments are known.
         correlation: Of prompt and output lengths.
     """
 
@@ -45,8 +70,7 @@ class TokenMix:
     output_tokens: float
     prompt_cv: float = 1.0
     output_cv: float = 1.0
-    sample: tuple[tuple[float, float], ...] = ()
-    weights: tuple[float, ...] = ()
+    sample: LengthSample = LengthSample()
     correlation: float = 0.0
 
     def __hash__(self) -> int:
@@ -66,7 +90,9 @@ class TokenMix:
         # In one order, so that the moments of a sample do not hang on the order it came in.
         prompts, outputs = np.array(sorted(pairs), dtype=float).T
         products = (prompts, outputs, prompts**2, outputs**2, prompts * outputs)
-        return _of_moments([float(values.mean()) for values in products], pairs, ())
+        columns = np.array(pairs, dtype=float).T
+        found = LengthSample.of(columns[0], columns[1], np.full(len(pairs), 1 / len(pairs)))
+        return _of_moments([float(values.mean()) for values in products], found)
 
     @property
     def held_token_steps(self) -> float:
@@ -94,13 +120,12 @@ class Lengths(NamedTuple):
     weights: Floats
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def lengths(mix: TokenMix) -> Lengths:
     """The mix as weighted pairs: its sample, neighbours merged where it is large, or a grid over its lognormal lengths."""
     if mix.sample:
-        pairs = np.array(mix.sample, dtype=float)
-        weights = np.array(mix.weights) if mix.weights else np.full(len(pairs), 1 / len(pairs))
-        return _merged(pairs, weights, SAMPLE_PAIRS)
+        prompts, outputs, weights = mix.sample.columns
+        return _merged(np.column_stack([prompts, outputs]), weights, SAMPLE_PAIRS)
     prompts, outputs = (
         _lognormal(mix.prompt_tokens, mix.prompt_cv, _PROMPT_CELLS),
         _lognormal(mix.output_tokens, mix.output_cv, _OUTPUT_CELLS),
@@ -112,7 +137,7 @@ def lengths(mix: TokenMix) -> Lengths:
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def prompt_lengths(mix: TokenMix) -> tuple[Floats, Floats]:
     """(n,) prompt tokens and (n,) their weights, summing to 1."""
     if mix.sample:
@@ -121,7 +146,7 @@ def prompt_lengths(mix: TokenMix) -> tuple[Floats, Floats]:
     return _lognormal(mix.prompt_tokens, mix.prompt_cv, _PROMPT_CELLS)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def output_gaps(mix: TokenMix) -> tuple[Floats, Floats]:
     """(n,) gaps between a request's tokens, of the requests that have any, and (n,) their share of all requests."""
     shape = lengths(mix)
@@ -159,8 +184,7 @@ def blend(parts: Sequence[tuple[float, TokenMix]]) -> TokenMix:
         BLEND_PAIRS,
     )
     moments = np.array(shares) @ np.array([_moments(mix) for _, mix in present])
-    pairs = tuple(zip(shape.prompts.tolist(), shape.outputs.tolist(), strict=True))
-    return _of_moments(moments.tolist(), pairs, tuple(shape.weights.tolist()))
+    return _of_moments(moments.tolist(), LengthSample.of(*shape))
 
 
 def _order(part: tuple[float, TokenMix]) -> tuple[float, ...]:
@@ -178,17 +202,17 @@ def _moments(mix: TokenMix) -> tuple[float, ...]:
     )
 
 
-def _of_moments(moments: Sequence[float], sample: tuple[tuple[float, float], ...], weights: tuple[float, ...]) -> TokenMix:
+def _of_moments(moments: Sequence[float], sample: LengthSample) -> TokenMix:
     """A mix from the means of prompt, output, their squares and their product."""
     prompt, output, prompt_square, output_square, product = moments
     prompt_cv = max(0.0, prompt_square / prompt**2 - 1) ** 0.5
     output_cv = max(0.0, output_square / output**2 - 1) ** 0.5
     spread = prompt * prompt_cv * output * output_cv
     correlation = (product - prompt * output) / spread if spread > 0 else 0.0
-    return TokenMix(prompt, output, prompt_cv, output_cv, sample, weights, correlation)
+    return TokenMix(prompt, output, prompt_cv, output_cv, sample, correlation)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def _shortened(mix: TokenMix, pairs: int) -> Lengths:
     whole = lengths(mix)
     return _merged(np.column_stack(whole[:2]), whole.weights, pairs)

@@ -51,7 +51,7 @@ def mean_lines(profile: EngineProfile, entries: Sequence[ClassDemand], mix: Toke
     return _mean_lines(profile, tuple((entry.name, entry.mix) for entry in entries), mix, cv)
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=1024)
 def _mean_lines(profile: EngineProfile, entries: tuple[tuple[str, TokenMix], ...], mix: TokenMix, cv: float) -> Means:
     raised = 1.0 + margin(profile, mix, float(_GRID[0]))
     own: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
@@ -105,7 +105,7 @@ def seconds_of(found: Latency) -> dict[str, float]:
     return {"ttft": found.ttft_mean_s, "inter_token": found.inter_token_s, "e2e": found.e2e_mean_s}
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def idle_latency(profile: EngineProfile, mix: TokenMix) -> Latency:
     """Latency of requests that wait for nobody."""
     return latency(profile, mix, _IDLE * stable_rate_rps(profile, mix))

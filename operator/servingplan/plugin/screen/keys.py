@@ -21,6 +21,7 @@ class Keys:
     """What wakes the screen: a key, another size of the terminal, or news."""
 
     def __init__(self) -> None:
+        self._stopped = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
@@ -31,6 +32,11 @@ class Keys:
         with contextlib.suppress(OSError):
             os.write(self._write, b"!")
 
+    def stop(self) -> None:
+        """As if somebody had quit. Raised from a handler, an interrupt may be lost in whatever code it comes upon."""
+        self._stopped = True
+        self.wake()
+
     def wait(self, timeout_s: float) -> list[str]:
         """What was pressed meanwhile, in order; nothing where something else woke it or the time has passed."""
         watched = [self._read, *([sys.stdin] if sys.stdin.isatty() else [])]
@@ -38,7 +44,8 @@ class Keys:
         if self._read in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._read, 4096)
-        return named(os.read(sys.stdin.fileno(), 64).decode(errors="ignore")) if sys.stdin in ready else []
+        pressed = named(os.read(sys.stdin.fileno(), 64).decode(errors="ignore")) if sys.stdin in ready else []
+        return [*pressed, QUIT] if self._stopped else pressed
 
     def close(self) -> None:
         """Gives the pipe back."""
@@ -56,7 +63,7 @@ def keys() -> Iterator[Keys]:
             before = termios.tcgetattr(sys.stdin)
             stack.callback(termios.tcsetattr, sys.stdin, termios.TCSADRAIN, before)
             tty.setcbreak(sys.stdin)
-        stack.enter_context(_signals({signal.SIGWINCH: found.wake, signal.SIGTERM: _stop}))
+        stack.enter_context(_signals({signal.SIGWINCH: found.wake, signal.SIGINT: found.stop, signal.SIGTERM: found.stop}))
         yield found
 
 
@@ -71,11 +78,6 @@ def _signals(handlers: dict[signal.Signals, Callable[[], None]]) -> Iterator[Non
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def _stop() -> None:
-    """Ends as ctrl-c does, so that the terminal is left as it was."""
-    raise KeyboardInterrupt
 
 
 def named(text: str) -> list[str]:
