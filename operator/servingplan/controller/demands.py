@@ -16,6 +16,7 @@ from servingplan.planning.problem import ClassDemand, ModelOption, PlanDemand
 IDLE_RPS = 1e-3
 _LEAST_QUALITY = 1e-3
 _DOUBT = 1.1
+"""A load above the planned one by less than this is served a little late: the margins are for that."""
 _HEADROOM_STEP, _EPSILON = 0.05, 1e-6
 
 
@@ -41,10 +42,12 @@ def routed(case: Case) -> PlanDemand:
 
 
 def present(case: Case) -> PlanDemand:
-    """The demand that is there now, as far as that is known: what is short for it cannot wait."""
+    """The demand that is there now beyond doubt, as far as that is known: what is short for it cannot wait."""
     found, memory = routed(case), case.memory.demand.classes
     now_rps = {name: entry.observed_rps for name, entry in memory.items() if entry.observed_rps is not None}
-    classes = tuple(replace(e, rate_rps=min(e.rate_rps, max(IDLE_RPS, now_rps.get(e.name, e.rate_rps)))) for e in found.classes)
+    classes = tuple(
+        replace(e, rate_rps=max(IDLE_RPS, min(e.rate_rps, now_rps.get(e.name, e.rate_rps)) / _DOUBT)) for e in found.classes
+    )
     return replace(found, classes=classes)
 
 
