@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,14 @@ def applied(bed: Bed, namespace: str, body: dict[str, Any], stack: ExitStack) ->
     return plan, witness
 
 
-def loop(
-    out: Path, speeds: list[float], rate_rps: float, before_min: int, learning_min: int, after_min: int, seed: int
-) -> None:
+def loop(out: Path, speed: float, rate_rps: float, before_min: int, learning_min: int, after_min: int, seed: int) -> None:
     """The first figure: before and after the loop is closed."""
     if not traces.present():
         print("no traces: SERVINGPLAN_DATA names no folder with them")
         return
     print("speed  phase       windows  kept             p95 of windows   mean error  requests  failed  generator lag p99")
-    for speed in speeds:
-        with bed_with_operator(5.0) as bed, ExitStack() as stack:
-            _loop_at(bed, stack, out, speed, rate_rps, before_min, learning_min, after_min, seed)
+    with bed_with_operator(5.0) as bed, ExitStack() as stack:
+        _loop_at(bed, stack, out, speed, rate_rps, before_min, learning_min, after_min, seed)
 
 
 def _loop_at(
@@ -222,7 +220,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "loop":
         speeds = options.speed or [0.8, 1.3]
-        loop(options.out, speeds, options.rate, options.before, options.learning, options.after, options.seed)
+        for speed in speeds:
+            # Whoever has entered a bed cannot start another: every speed has a process of its own.
+            told = (options.out, speed, options.rate, options.before, options.learning, options.after, options.seed)
+            process = get_context("spawn").Process(target=loop, args=told)
+            process.start()
+            process.join()
     elif options.what == "step":
         step(options.out, options.repeats or 3, rate_rps=8.0)
     elif options.what == "kill":
