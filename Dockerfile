@@ -1,6 +1,6 @@
-# The operator. For a model server that needs no GPU: --build-arg EXTRAS='[sim]', command `simulate vllm`.
+# The operator and the picker. For a model server that needs no GPU: --build-arg EXTRAS='[sim]', command `simulate vllm`.
 FROM python:3.12-slim AS build
-ARG EXTRAS=""
+ARG EXTRAS="[picker,predictor]"
 WORKDIR /src
 # The environment holds no pip: nothing can be installed into a running operator.
 RUN python -m venv --without-pip /opt/servingplan

@@ -23,7 +23,7 @@ from typing import IO
 
 _HACK = Path(__file__).resolve().parents[1]
 _CHECKOUT = _HACK.parent
-_EXTRAS = "picker,sim,dev"
+_EXTRAS = "picker,predictor,sim,dev"
 _REPORT_S = 5.0
 _BUILT = ("controlplane", "coredns", "prometheus")
 

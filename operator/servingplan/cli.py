@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         ("plan", _add_plan),
         ("explain", _add_explain),
         ("profile", _add_profile),
+        ("train", _add_train),
         ("controller", _add_controller),
+        ("picker", _add_picker),
         ("crd", _add_crd),
         ("simulate", _add_simulate),
     )
@@ -64,6 +66,12 @@ async def _operate(settings: object) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await operate(settings, stop)
     return 0
+
+
+def _add_picker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Callable[[argparse.Namespace], int]:
+    from servingplan.picker.cli import add_picker
+
+    return add_picker(commands)
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Callable[[argparse.Namespace], int]:
@@ -108,6 +116,12 @@ def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     from servingplan.profiling.cli import add_profile
 
     return add_profile(commands)
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Callable[[argparse.Namespace], int]:
+    from servingplan.training.cli import add_train
+
+    return add_train(commands)
 
 
 def _add_crd(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Callable[[argparse.Namespace], int]:

@@ -314,6 +314,50 @@ CASES = [
         "spec.models[0].template.spec",
         "a pod template has no replicas",
     ),
+    Case(
+        "price of one kind",
+        {"spec.models.0.price": {"inputPerMillion": 1}},
+        "spec.models[0].price.outputPerMillion",
+        "Required",
+    ),
+    Case(
+        "negative price",
+        {"spec.models.0.price": {"inputPerMillion": -1, "outputPerMillion": 1}},
+        "spec.models[0].price.inputPerMillion",
+        "greater than or equal to 0",
+    ),
+    Case(
+        "unknown preset",
+        {"spec.router": {"policy": "Online", "preset": "Fast"}},
+        "spec.router.preset",
+        'supported values: "Quality", "Balanced", "Latency", "Cost"',
+    ),
+    Case(
+        "preset and prices",
+        {"spec.router": {"policy": "Online", "preset": "Cost", "prices": {"perDollar": 1, "perSecond": 1}}},
+        "spec.router.prices",
+        "give preset or prices, not both",
+    ),
+    Case(
+        "power 0",
+        {"spec.router": {"policy": "Online", "prices": {"perDollar": 1, "perSecond": 1, "power": 0}}},
+        "spec.router.prices.power",
+        "should be greater than 0",
+    ),
+    *(
+        Case(
+            f"{field} without a picker",
+            {"spec.router": {"policy": "Weights", field: value}},
+            "spec.router.policy",
+            "preset, prices, predictor and explain are the picker's: set policy Online, or leave them out",
+        )
+        for field, value in (
+            ("preset", "Balanced"),
+            ("prices", {"perDollar": 1, "perSecond": 1}),
+            ("predictor", {"configMapKeyRef": {"name": "predictor", "key": "npz"}}),
+            ("explain", True),
+        )
+    ),
     Case("no classes", {"spec.requestClasses": []}, "spec.requestClasses", "at least 1 items"),
     Case("two classes of one name", {"spec.requestClasses.1.name": "code"}, "spec.requestClasses[1]", "Duplicate value"),
     Case("class name too long", {"spec.requestClasses.1.name": "c" * 64}, "spec.requestClasses[1].name", "63"),
@@ -396,7 +440,7 @@ CASES = [
         "spec.requestClasses[0].promptTokens.mean",
         "greater than 0",
     ),
-    Case("unknown policy", {"spec.router.policy": "Random"}, "spec.router.policy", 'supported values: "Weights"'),
+    Case("unknown policy", {"spec.router.policy": "Random"}, "spec.router.policy", 'supported values: "Online", "Weights"'),
     Case("0 routers", {"spec.router.replicas": 0}, "spec.router.replicas", "greater than or equal to 1"),
     Case("port 0", {"spec.router.service.port": 0}, "spec.router.service.port", "greater than or equal to 1"),
     Case("plan name too long", {"metadata.name": "p" * 41}, "metadata.name", "must have at most 40 characters"),

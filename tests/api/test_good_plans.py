@@ -71,6 +71,9 @@ PLANS = {
         model={"source": "/weights/llama", "drainSeconds": 0},
         router={"replicas": 1, "service": {"type": "NodePort"}},
     ),
+    "a preset of the picker": varied(router={"policy": "Online", "preset": "Quality", "shed": False}),
+    "free tokens": varied(model={"price": {"inputPerMillion": 0, "outputPerMillion": "0.15"}}),
+    "weights alone": varied(router={"policy": "Weights", "shed": True, "explain": False}),
     "arguments that resemble the operator's": varied(
         setup={"args": ["--max-model-len=8192", "--model-impl", "vllm", '--speculative-config={"model": "x=y"}']}
     ),

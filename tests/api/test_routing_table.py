@@ -31,6 +31,28 @@ def test_a_table_survives_the_round_trip_through_json() -> None:
     assert RoutingTable.model_validate_json(whole.model_dump_json(by_alias=True)) == whole
 
 
+def test_what_pickers_need_survives_the_round_trip_and_may_be_lacking() -> None:
+    engine = {"alphaS": 0.0125, "betaS": 5e-05, "gammaS": 6e-08, "maxNumSeqs": 256, "maxNumBatchedTokens": 2048}
+    pool = {"name": "a", "setup": "one", "address": "a.llm.svc", "engine": engine, "inputPrice": 4e-07, "outputPrice": 1.2e-06}
+    further = {"quality": {"small": 0.6}, "promptTokens": 700, "outputTokens": 90, "weight": 2, "interTokenS": 0.05, "e2eS": 9}
+    plain = table().model_dump(by_alias=True)
+    filled = plain | {
+        "models": [{"name": "small", "pools": [pool]}],
+        "classes": [{"name": "all"} | further],
+        "picker": {"perDollar": 1500, "perSecond": 0.02},
+    }
+    whole = RoutingTable.model_validate(filled)
+    assert RoutingTable.model_validate_json(whole.model_dump_json(by_alias=True)) == whole
+    known = whole.models[0].pools[0]
+    assert known.engine is not None
+    assert (known.engine.floor_s, known.engine.kv_tokens, known.output_price) == (0.0, None, 1.2e-06)
+    assert whole.picker is not None
+    assert (whole.picker.scale_s, whole.picker.power, whole.picker.shed) == (10.0, 2.0, True)
+    assert table().picker is None
+    assert table().models[0].pools[0].engine is None
+    assert whole.digest != table().digest
+
+
 def test_a_weight_for_a_pool_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValidationError, match="all: weights name no pool of the table: b"):
         table(weights={"a": WEIGHT_TOTAL // 2, "b": WEIGHT_TOTAL // 2})

@@ -9,10 +9,10 @@ import helm_python as helm
 import pytest
 import yaml
 
-from servingplan.api.v1alpha1 import ModelServingPlan
+from servingplan.api.v1alpha1 import ModelServingPlan, Router
 from servingplan.latency.profile import EngineProfile
 from servingplan.profiling.cli import add_profile
-from servingplan.render import names, vllm
+from servingplan.render import names, picker, router, vllm
 from testbed.bed import Bed
 from testbed.cluster import wait_until
 
@@ -111,3 +111,31 @@ def test_model_servers_run_in_a_namespace_that_enforces_the_restricted_standard(
     finally:
         server.kubectl("delete", "namespace", owner.namespace)
     assert holds(stored["spec"]["containers"], pod["spec"]["containers"])
+
+
+@pytest.mark.parametrize("policy", ["Online", "Weights"])
+def test_everything_of_a_router_is_taken_whole_and_its_pod_meets_the_restricted_standard(
+    server: Bed, policy: str, tmp_path: Path
+) -> None:
+    owner = names.Owner(namespace="default", name="chat", uid="00000000-0000-0000-0000-000000000001")
+    where = {"configMapKeyRef": {"name": "scores", "key": "predictor.npz"}}
+    spec = Router.model_validate({"policy": policy} | ({"predictor": where} if policy == "Online" else {}))
+    objects = router.router(owner, spec, "envoyproxy/envoy:v1.40.0", picker.PickerSettings("servingplan:1", "view"))
+    stored = accepted(server, objects, tmp_path)
+    assert all(map(holds, stored, objects))
+    (deployment,) = [each for each in objects if each["kind"] == "Deployment"]
+    template = deployment["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "spec": {**template["spec"], "serviceAccountName": "default"}}
+    pod["metadata"] = template["metadata"] | {"name": "router"}
+    namespace = f"restricted-router-{policy.lower()}"
+    server.kubectl("create", "namespace", namespace)
+    try:
+        server.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+        pod["metadata"]["namespace"] = namespace
+        wait_until(
+            lambda: server.kubectl("get", "serviceaccount", "default", "-n", namespace).returncode == 0, 30, "an account"
+        )
+        (taken,) = accepted(server, [pod], tmp_path)
+    finally:
+        server.kubectl("delete", "namespace", namespace)
+    assert holds(taken["spec"]["containers"], pod["spec"]["containers"])

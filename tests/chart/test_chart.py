@@ -12,7 +12,7 @@ import yaml
 from servingplan.api.v1alpha1 import ModelServingPlan
 from servingplan.controller.settings import Settings, add_arguments, from_arguments
 from servingplan.latency.profile import EngineProfile
-from servingplan.render import names, router, vllm
+from servingplan.render import names, picker, router, vllm
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/servingplan"
@@ -200,14 +200,17 @@ def test_model_servers_and_routers_are_monitored_where_they_say_they_can_be() ->
     spec = ModelServingPlan.model_validate(plan).spec
     pool = vllm.Pool(owner, spec.models[0], spec.models[0].setups[0], spec.accelerators[0], EngineProfile())
     server = vllm.deployment(pool, 1, vllm.VllmSettings(image="vllm:1"), surge=True)
-    envoy = next(o for o in router.router(owner, spec.router, "envoy:1") if o["kind"] == "Deployment")
+    beside = picker.PickerSettings("servingplan:1", "picker")
+    online = spec.router.model_copy(update={"policy": "Online"})
+    envoy = next(o for o in router.router(owner, online, "envoy:1", beside) if o["kind"] == "Deployment")
     for component, deployment in (("model-server", server), ("router", envoy)):
         monitor, template = monitors[component]["spec"], deployment["spec"]["template"]
         labels = template["metadata"]["labels"]
         assert monitor["selector"]["matchLabels"].items() <= labels.items()
         assert monitor["namespaceSelector"] == {"matchNames": ["llm"]}
-        (endpoint,) = monitor["podMetricsEndpoints"]
+        endpoint, *further = monitor["podMetricsEndpoints"]
         ports = {p["name"]: str(p["containerPort"]) for c in template["spec"]["containers"] for p in c["ports"]}
+        assert {each["port"] for each in further} <= ports.keys()
         annotations = template["metadata"]["annotations"]
         assert ports[endpoint["port"]] == annotations["prometheus.io/port"]
         assert endpoint["path"] == annotations["prometheus.io/path"]
@@ -250,6 +253,21 @@ def test_the_operator_s_pod_satisfies_the_restricted_pod_security_standard(value
         assert context["readOnlyRootFilesystem"]
         assert not context["allowPrivilegeEscalation"]
         assert not any("hostPort" in port for port in container["ports"])
+
+
+@pytest.mark.parametrize("values", MODES.values(), ids=MODES)
+def test_the_pickers_run_the_operator_s_image_under_the_one_role_that_it_may_bind(values: dict[str, Any]) -> None:
+    objects = render(values)
+    found = operator_settings(objects)
+    assert found.picker_image == operator_pod(objects)["containers"][0]["image"]
+    (role,) = [role for role in of_kind(objects, "ClusterRole") if role["metadata"]["name"] == found.picker_role]
+    assert grants(role) == {("discovery.k8s.io", "endpointslices", verb) for verb in ("list", "watch")}
+    bindable = [rule for role in operator_roles(objects) for rule in role["rules"] if "bind" in rule["verbs"]]
+    assert bindable
+    for rule in bindable:
+        assert (rule["resources"], rule["verbs"], rule["resourceNames"]) == (["clusterroles"], ["bind"], [found.picker_role])
+    written = {(r, v) for role in operator_roles(objects) for _, r, v in grants(role) if r in {"roles", "clusterroles"}}
+    assert written == {("clusterroles", "bind")}, "an operator that writes roles could give more than it has"
 
 
 @pytest.mark.parametrize("values", MODES.values(), ids=MODES)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from servingplan.api.routing_table import ClassEntry, ModelEntry, Pool, RoutingTable
+from servingplan.api.routing_table import ClassEntry, Engine, ModelEntry, Picker, Pool, RoutingTable
 from servingplan.render.envoy import BootstrapPaths, bootstrap, dump, files
 
 ALL = 1_000_000
@@ -147,19 +147,129 @@ def test_the_router_names_the_table_that_it_serves():
     assert served == {"plan": "p", "generation": 7, "digest": table().digest, "revision": 0}
 
 
-def test_a_large_plan_fits_in_a_config_map():
+def test_a_large_plan_fits_in_a_config_map() -> None:
+    engine = Engine(alpha_s=0.0137, beta_s=5.71e-05, gamma_s=6.12e-08, max_num_seqs=256, max_num_batched_tokens=8192)
     models = tuple(
-        ModelEntry(name=f"model-{m}", pools=tuple(pool(f"plan-model-{m}-setup-{s}-a1b2c3") for s in range(2)))
-        for m in range(64)
+        ModelEntry(
+            name=f"model-{m}-of-some-vendor",
+            pools=tuple(
+                pool(f"plan-model-{m}-setup-{s}-a1b2c3").model_copy(
+                    update={"engine": engine, "input_price": 1.23e-07, "output_price": 4.56e-07, "price": 0.123456}
+                )
+                for s in range(4)
+            ),
+        )
+        for m in range(32)
     )
-    heaviest = {each.pools[0].name: ALL // 64 for each in models}
-    classes = tuple(ClassEntry(name=f"class-{c}", headers={"x-class": str(c)}, weights=heaviest) for c in range(16))
-    texts = files(table(models=models, classes=classes))
+    per_model = {model.name: 0.8 for model in models}
+    classes = tuple(
+        ClassEntry(
+            name=f"class-{c}",
+            headers={"x-class": str(c)},
+            weights={each.pools[0].name: ALL // 32 for each in models},
+            shares=dict.fromkeys(per_model, 0.03125),
+            prices=dict.fromkeys(per_model, 0.123456),
+            quality=per_model,
+        )
+        for c in range(16)
+    )
+    texts = files(table(models=models, classes=classes, picker=PICKER))
     assert sum(len(text) for text in texts.values()) < 1024 * 1024
 
 
+PICKER = Picker(per_dollar=1500, per_second=0.02)
+DESTINATION = "x-gateway-destination-endpoint"
+
+
+def test_with_a_picker_there_is_a_cluster_of_every_pod_and_one_for_each_model() -> None:
+    every, plain = clusters(table(picker=PICKER)), clusters(table())
+    assert every.keys() - plain.keys() == {"picked", "picked/big", "picked/mid", "picked/tiny"}
+
+    def pools_of(name: str) -> list[str]:
+        found = every[name]["load_assignment"]["endpoints"]
+        return [one["metadata"]["filter_metadata"]["servingplan"]["pool"] for each in found for one in each["lb_endpoints"]]
+
+    assert pools_of("picked") == ["b1", "b2", "m1", "t1"]
+    assert pools_of("picked/big") == ["b1", "b2"]
+
+
+def test_a_pick_is_routed_before_the_weights_of_its_class_or_model_and_under_the_same_name() -> None:
+    found = routes(table(picker=PICKER))
+    names = [(route["stat_prefix"], route["route"].get("cluster")) for route in found if "stat_prefix" in route]
+    assert names == [
+        ("model:big", "picked/big"),
+        ("model:big", None),
+        ("model:mid", "picked/mid"),
+        ("model:mid", None),
+        ("model:tiny", "picked/tiny"),
+        ("code", "picked"),
+        ("code", None),
+        ("chat", "picked"),
+        ("chat", None),
+    ]
+    picks = [route for route in found if "cluster" in route.get("route", {})]
+    for route in picks:
+        assert {"name": DESTINATION, "present_match": True} in route["match"]["headers"]
+        assert route["request_headers_to_remove"] == [DESTINATION]
+    others = [route for route in found if route not in picks]
+    assert DESTINATION not in json.dumps(others)
+
+
+def test_a_pick_is_tried_again_and_waited_for_as_the_weights_are() -> None:
+    (resource,) = yaml.safe_load(files(table(picker=PICKER, timeout_s=900))["rds.yaml"])["resources"]
+    (host,) = resource["virtual_hosts"]
+    forwarding = [route["route"] for route in host["routes"] if "route" in route]
+    assert {route["timeout"] for route in forwarding} == {"900s"}
+    assert not [route for route in forwarding if "retry_policy" in route]
+    assert host["retry_policy"]["num_retries"] >= 2, "two candidates beside the first"
+    assert "reset" in host["retry_policy"]["retry_on"]
+
+
+def test_what_no_pod_may_answer_is_kept_from_the_picker() -> None:
+    found = routes(table(picker=PICKER))
+    unasked = [route for route in found if "typed_per_filter_config" in route]
+    assert [route["direct_response"]["status"] for route in unasked] == [200, 200, 404, 404]
+    assert not [route for route in routes(table()) if "typed_per_filter_config" in route]
+
+
+def test_a_receipt_is_put_into_answers_only_where_the_plan_explains() -> None:
+    def headers(picker: Picker) -> list[str]:
+        found = routes(table(picker=picker))
+        return [
+            each["header"]["key"] for route in found if "route" in route for each in route.get("response_headers_to_add", ())
+        ]
+
+    assert headers(PICKER) == []
+    assert set(headers(PICKER.model_copy(update={"explain": True}))) == {"x-servingplan-decision"}
+
+
+def test_the_clusters_of_picks_stay_for_one_publication_when_the_picker_goes() -> None:
+    before = table(picker=PICKER)
+    assert clusters(table(), before).keys() == clusters(before).keys()
+
+
+def test_the_picker_is_never_waited_for_long_nor_asked_in_vain() -> None:
+    def resources(online: bool) -> dict[str, Any]:
+        return bootstrap("llm", "p", BootstrapPaths(picker_socket="/run/p.sock"), online=online)["static_resources"]
+
+    alone, beside = resources(online=False), resources(online=True)
+    assert {each["name"] for each in beside["clusters"]} - {each["name"] for each in alone["clusters"]} == {"router/picker"}
+    (cluster,) = [each for each in beside["clusters"] if each["name"] == "router/picker"]
+    (check,) = cluster["health_checks"]
+    assert check["no_traffic_interval"] == check["interval"], "Envoy's default of a minute would leave a hanging picker in use"
+    assert cluster["common_lb_config"]["healthy_panic_threshold"] == {"value": 0}
+    (limits,) = cluster["circuit_breakers"]["thresholds"]
+    assert min(limits["max_requests"], limits["max_pending_requests"], limits["max_connections"]) >= 100_000
+    filters = beside["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    (asking,) = [each["typed_config"] for each in filters if each["name"] == "envoy.filters.http.ext_proc"]
+    assert asking["failure_mode_allow"]
+    assert asking["grpc_service"]["envoy_grpc"]["cluster_name"] == "router/picker"
+    assert asking["processing_mode"]["request_header_mode"] == "SEND"
+    assert asking["processing_mode"]["request_body_mode"] == "BUFFERED"
+
+
 def test_the_bootstrap_shares_no_value_by_reference_and_keeps_the_administration_on_loopback():
-    text = dump(bootstrap("llm", "p", BootstrapPaths(address="10.0.0.1")))
+    text = dump(bootstrap("llm", "p", BootstrapPaths(address="10.0.0.1"), online=True))
     assert "&id" not in text
     assert "*id" not in text
     loaded = yaml.safe_load(text)

@@ -13,19 +13,26 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import envoy
+import grpc
 import pytest
 from aiohttp import web
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from servingplan.api.routing_table import RoutingTable
 from servingplan.render.envoy import BootstrapPaths, bootstrap, dump, files
+from servingplan.render.envoy.picker import DESTINATION, MESSAGE_TIMEOUT
 
 ENVOY = Path(envoy.__path__[0]) / "_bin" / "envoy"
 DEADLINE_S = 20.0
+PATIENCE = "2.5s"
+_PICKER_STREAMS = 128
 
 
 def free_port(address: str = "127.0.0.1") -> int:
@@ -49,8 +56,8 @@ class Upstream:
     """A fake vLLM that says who it is and what it was sent.
 
     Attributes:
-        mode: ``ok``, ``unavailable`` (503), ``reset`` (closes before the answer), ``cut`` (closes after the first chunk)
-            or ``hold`` (ends its stream when ``released`` is set).
+        mode: ``ok``, ``unavailable`` (503), ``reset`` (closes before the answer), ``cut`` (closes after the first chunk),
+            ``hold`` (ends its stream when ``released`` is set) or ``wait`` (begins no answer before that).
         requests: How many it has received.
     """
 
@@ -86,6 +93,8 @@ class Upstream:
         assert request.transport
         if self.mode == "reset":
             request.transport.abort()
+        if self.mode == "wait":
+            await asyncio.to_thread(self.released.wait, DEADLINE_S)
         if self.mode == "unavailable":
             return web.Response(status=503, text=self.name)
         if self.mode in {"cut", "hold"} or b'"stream": true' in body:
@@ -121,11 +130,17 @@ class Router:
         self._folder, self._publications, self.revision = folder, 0, 0
         self._served = table
         (folder / "xds").mkdir(parents=True)
-        self.paths = BootstrapPaths("127.0.0.1", free_port(), free_port(), free_port(), str(folder / "xds"))
+        self.paths = BootstrapPaths(
+            "127.0.0.1", free_port(), free_port(), free_port(), str(folder / "xds"), str(folder / "picker.sock")
+        )
         self.url = f"http://127.0.0.1:{self.paths.http_port}"
         self.publish(files(table))
-        configuration = bootstrap(table.namespace, table.plan, self.paths) | bootstrap_fields
-        (folder / "bootstrap.yaml").write_text(dump(configuration))
+        online = table.picker is not None
+        configuration = bootstrap(table.namespace, table.plan, self.paths, online=online) | bootstrap_fields
+        # The stand-in shares the machine with all else that runs: what it does slowly is not what is tested.
+        text = dump(configuration).replace(f"message_timeout: {MESSAGE_TIMEOUT}", f"message_timeout: {PATIENCE}")
+        assert online == (PATIENCE in text)
+        (folder / "bootstrap.yaml").write_text(text)
         self.log_path = folder / "access.log"
         with self.log_path.open("wb") as out, (folder / "envoy.log").open("wb") as err:
             flags = ["--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "20"]
@@ -187,6 +202,84 @@ class Router:
     def close(self) -> None:
         self._process.kill()
         self._process.wait(DEADLINE_S)
+
+
+class Picker:
+    """A stand-in for the picker: a real gRPC server on a Unix socket that answers every request as its mode says.
+
+    Attributes:
+        mode: ``pick``, ``none`` (answers without a pick), ``refuse`` (429), ``error`` (of gRPC) or ``hang``.
+        pick: Addresses in order.
+        receipt: Text for the receipt; empty for none.
+        seen: Headers, body and the model that Envoy read, of every request that was shown.
+    """
+
+    def __init__(self, socket: str) -> None:
+        self.mode, self.pick, self.receipt = "pick", [], ""
+        self.seen: list[tuple[dict[str, str], bytes, str]] = []
+        self._socket = socket
+        self._released = threading.Event()
+        self._server: grpc.Server | None = None
+        self._health: health.HealthServicer | None = None
+        self.start()
+
+    def start(self) -> None:
+        self._released.clear()
+        options = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
+        self._server = grpc.server(ThreadPoolExecutor(_PICKER_STREAMS), options=options)
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._process, ProcessingRequest.FromString, ProcessingResponse.SerializeToString
+        )
+        service = "envoy.service.ext_proc.v3.ExternalProcessor"
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Process": handler}),))
+        assert self._server.add_insecure_port(f"unix:{self._socket}")
+        self._server.start()
+
+    def stop(self) -> None:
+        self._released.set()
+        assert self._server
+        self._server.stop(None).wait()
+
+    def say(self, *, healthy: bool) -> None:
+        """What its health check answers from now on."""
+        status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+        assert self._health
+        self._health.set("", status)
+
+    def _process(self, messages: Iterator[ProcessingRequest], context: grpc.ServicerContext) -> Iterator[ProcessingResponse]:
+        mode, headers, model = self.mode, {}, ""
+        for message in messages:
+            if mode == "error":
+                context.abort(grpc.StatusCode.INTERNAL, "as the test wants it")
+            if mode == "hang":
+                self._released.wait()
+            if message.HasField("request_headers"):
+                fields = message.request_headers.headers.headers
+                headers = {field.key: (field.raw_value or field.value.encode()).decode() for field in fields}
+                model = message.metadata_context.filter_metadata["servingplan.request"].fields["model"].string_value
+                if not message.request_headers.end_of_stream:
+                    yield ProcessingResponse(request_headers={})
+                    continue
+                yield self._answer("request_headers", mode)
+            else:
+                self.seen.append((headers, message.request_body.body, model))
+                yield self._answer("request_body", mode)
+
+    def _answer(self, field: str, mode: str) -> ProcessingResponse:
+        if mode == "refuse":
+            return ProcessingResponse(immediate_response={"status": {"code": 429}, "body": b"{}"})
+        if mode != "pick" or not self.pick:
+            return ProcessingResponse(**{field: {}})
+        value = ",".join(self.pick)
+        mutation = {"set_headers": [{"header": {"key": DESTINATION, "raw_value": value.encode()}}]}
+        common: dict[str, Any] = {"clear_route_cache": True, "header_mutation": mutation}
+        reply = ProcessingResponse(**{field: {"response": common}})
+        reply.dynamic_metadata.update({"envoy.lb": {DESTINATION: value}})
+        if self.receipt:
+            reply.dynamic_metadata.update({"servingplan.picker": {"receipt": self.receipt}})
+        return reply
 
 
 class NameServer(asyncio.DatagramProtocol):
@@ -273,3 +366,17 @@ def start_upstream(loop: asyncio.AbstractEventLoop) -> Iterator[Callable[..., Up
     yield start
     for upstream in started:
         upstream.stop()
+
+
+@pytest.fixture(scope="session")
+def start_picker() -> Iterator[Callable[[str], Picker]]:
+    """Starts a stand-in for the picker on a socket; all are stopped at the end."""
+    started: list[Picker] = []
+
+    def start(path: str) -> Picker:
+        started.append(Picker(path))
+        return started[-1]
+
+    yield start
+    for picker in started:
+        picker.stop()

@@ -57,11 +57,29 @@ that blocks the owner's deletion.
   resources: [poddisruptionbudgets]
   verbs: [list, create, patch, delete]
 - apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [list, create, patch, delete]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [rolebindings]
+  verbs: [list, create, patch, delete]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [clusterroles]
+  resourceNames: [{{ include "servingplan.pickerRole" . }}]
+  verbs: [bind]
+- apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- end }}
+
+{{/*
+The ClusterRole of the pickers. Plans' namespaces bind it; it is the only role that the operator may bind, so the operator can
+give nobody a right that is not in here. Releases of one name in two namespaces must not meet.
+*/}}
+{{- define "servingplan.pickerRole" -}}
+{{ printf "%s-%s" .Release.Namespace (include "servingplan.fullname" .) }}-picker
 {{- end }}
 
 {{/* What the operator reads of the cluster: how many accelerators there are. */}}

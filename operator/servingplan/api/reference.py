@@ -61,6 +61,7 @@ spec:
   - name: qwen3-32b
     source: Qwen/Qwen3-32B
     quality: {default: 0.82, classes: {code: 0.80}}
+    price: {inputPerMillion: 0.40, outputPerMillion: 1.20}
     drainSeconds: 180
     setups:
     - name: h100-tp2
@@ -119,7 +120,12 @@ spec:
     rates: Measured
     calibration: Enabled
   router:
-    policy: Weights
+    policy: Online
+    prices: {perDollar: 1500, perSecond: 0.02, scaleSeconds: 10, power: 2, externality: 1}
+    shed: true
+    explain: true
+    predictor:
+      configMapKeyRef: {name: predictor, key: predictor.npz}
     replicas: 3
     timeoutSeconds: 1800
     service:

@@ -18,6 +18,24 @@ class _Table(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, extra="forbid", frozen=True)
 
 
+class Engine(_Table):
+    """How fast one replica is, as live measurements have corrected it.
+
+    A step takes alpha + max(floor, beta * tokens computed) + gamma * KV tokens read.
+
+    Attributes:
+        kv_tokens: Tokens that fit in the KV cache; None where it is not known to bind.
+    """
+
+    alpha_s: float
+    beta_s: float
+    gamma_s: float
+    floor_s: float = 0.0
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_tokens: int | None = None
+
+
 class Pool(_Table):
     """The replicas of one setup of one model, reached by the name of their headless Service.
 
@@ -25,6 +43,9 @@ class Pool(_Table):
         name: Name of the setup's Deployment and Service.
         address: DNS name that resolves to the ready replicas.
         price: Congestion price of one request per second on this setup, in quality per request.
+        engine: How fast a replica is; None in the tables of earlier versions.
+        input_price: Dollars per prompt token.
+        output_price: Dollars per output token.
     """
 
     name: str
@@ -32,6 +53,9 @@ class Pool(_Table):
     address: str
     port: int = 8000
     price: float = 0.0
+    engine: Engine | None = None
+    input_price: float = 0.0
+    output_price: float = 0.0
 
 
 class ModelEntry(_Table):
@@ -57,6 +81,13 @@ class ClassEntry(_Table):
         prices: Price by model name, in quality per request, of every model that the class may go to. A request drawn with
             probability proportional to exp((score - price) / temperature) goes by the shares.
         ttft_s: Time to first token that the class may expect, for pickers; None without such a bound.
+        inter_token_s: The same of the time between tokens.
+        e2e_s: The same of the time to the last token.
+        quality: Score of the answers by model name.
+        min_quality: The class goes to no model that scores below it.
+        prompt_tokens: Mean prompt length.
+        output_tokens: Mean output length.
+        weight: Importance per request: who is served when not all can be.
     """
 
     name: str
@@ -66,6 +97,41 @@ class ClassEntry(_Table):
     shed: float = Field(default=0.0, ge=0.0, le=1.0)
     prices: dict[str, float] = Field(default_factory=dict)
     ttft_s: float | None = None
+    inter_token_s: float | None = None
+    e2e_s: float | None = Field(default=None, validation_alias="e2eS", serialization_alias="e2eS")
+    quality: dict[str, float] = Field(default_factory=dict)
+    min_quality: float = 0.0
+    prompt_tokens: float = 512.0
+    output_tokens: float = 128.0
+    weight: float = 1.0
+
+
+class Picker(_Table):
+    """What the pickers weigh.
+
+    Attributes:
+        per_dollar: Quality that one dollar less for a request is worth.
+        per_second: Quality that one second less is worth, at half the scale.
+        scale_s: Latency around which seconds are priced.
+        power: Power of the latency in its price.
+        externality: Weight of the delay that a request adds to the others on its replica.
+        guard_s: Time to first token that requests of a class without such a bound may expect.
+        shed: Whether what no replica can start in time is refused.
+        explain: Whether answers may tell the decision.
+        predictor: File of the trained estimator; empty without one.
+        replicas: Pickers that share the plan's requests.
+    """
+
+    per_dollar: float
+    per_second: float
+    scale_s: float = 10.0
+    power: float = 2.0
+    externality: float = 1.0
+    guard_s: float | None = 1.0
+    shed: bool = True
+    explain: bool = False
+    predictor: str = ""
+    replicas: int = 1
 
 
 class RoutingTable(_Table):
@@ -73,6 +139,7 @@ class RoutingTable(_Table):
 
     Attributes:
         temperature: Of the prices, in units of quality.
+        picker: What the pickers beside the routers weigh; None where requests are routed by the weights alone.
 
     Raises:
         ValueError: A weight names a pool that is not in the table, or weights do not sum to ``WEIGHT_TOTAL``.
@@ -85,6 +152,7 @@ class RoutingTable(_Table):
     temperature: float = 0.01
     models: tuple[ModelEntry, ...]
     classes: tuple[ClassEntry, ...]
+    picker: Picker | None = None
 
     @model_validator(mode="after")
     def _weights_are_whole(self) -> RoutingTable:

@@ -277,11 +277,11 @@ class ConfigMapKeySelector(Object):
     """A key of a ConfigMap in the plan's namespace."""
 
     name: str = Field(min_length=1, max_length=253, description="Name of the ConfigMap.")
-    key: str = Field(min_length=1, max_length=253, description="Key whose value is the profile as YAML.")
+    key: str = Field(min_length=1, max_length=253, description="Key of the ConfigMap.")
 
 
 class ProfileSource(Object):
-    """Where a profile is kept."""
+    """Where a profile is kept, as YAML."""
 
     config_map_key_ref: ConfigMapKeySelector = Field(description="A ConfigMap key in the plan's namespace.")
 
@@ -342,6 +342,13 @@ class Quality(Object):
         return self.classes.get(request_class, self.default)
 
 
+class ModelPrice(Object):
+    """What a model's tokens cost, in dollars or whatever costPerHour is given in."""
+
+    input_per_million: NonNegative = Field(description="Price of a million prompt tokens.")
+    output_per_million: NonNegative = Field(description="Price of a million output tokens.")
+
+
 class Model(Object):
     """A model that the plan may serve."""
 
@@ -357,6 +364,11 @@ class Model(Object):
     name: ModelName = Field(description="The name clients send as `model` to ask for this one.")
     source: ModelSource = Field(description="What vLLM loads: a repository id or a path.")
     quality: Quality = Field(description="Scores of the model's answers.")
+    price: ModelPrice | None = Field(
+        default=None,
+        description="What its tokens cost a request that is routed online; without it, what a replica's accelerators cost,"
+        " spread over the tokens that the replica serves when it is as busy as plans make it.",
+    )
     setups: NamedList[Setup] = Field(
         min_length=1,
         max_length=8,
@@ -475,11 +487,76 @@ class RouterService(Object):
     )
 
 
-class Router(Object):
-    """The Envoy that clients talk to."""
+class RouterPrices(Object):
+    """What a unit of quality is worth, in place of a preset: the weights of the online decision."""
 
-    policy: Literal["Weights"] = Field(
-        default="Weights", description="Weights: Envoy splits every class by the plan's weights."
+    per_dollar: NonNegative = Field(
+        description="Quality, on the scale of models[].quality, that one dollar less for a request is worth."
+    )
+    per_second: NonNegative = Field(
+        description="Quality that one second less is worth, for a request that takes half of scaleSeconds."
+    )
+    scale_seconds: Positive = Field(
+        default=Decimal(10),
+        description="The latency around which seconds are priced: shorter ones cost less, longer ones more.",
+    )
+    power: Positive = Field(
+        default=Decimal(2), description="Power of the latency in its price: 1 for the sake of the mean, 2 to shorten the tail."
+    )
+    externality: NonNegative = Field(
+        default=Decimal(1), description="Weight of the delay that a request adds to the others on its replica."
+    )
+
+
+class PredictorSource(Object):
+    """Where a trained estimator of quality and output length is kept, as servingplan train writes it."""
+
+    config_map_key_ref: ConfigMapKeySelector = Field(description="A key of binaryData of a ConfigMap in the plan's namespace.")
+
+
+class Router(Object):
+    """The Envoy that clients talk to, and the picker beside it."""
+
+    RULES = (
+        Rule(
+            message="give preset or prices, not both",
+            cel="!has(self.preset) || !has(self.prices)",
+            holds=lambda router: router.preset is None or router.prices is None,
+            field_path=".prices",
+        ),
+        Rule(
+            message="preset, prices, predictor and explain are the picker's: set policy Online, or leave them out",
+            # The default of the whole object is judged before its fields have theirs.
+            cel="(has(self.policy) && self.policy == 'Online') || !(has(self.preset) || has(self.prices)"
+            " || has(self.predictor) || (has(self.explain) && self.explain))",
+            holds=lambda router: (
+                router.policy != "Weights" or not (router.preset or router.prices or router.predictor or router.explain)
+            ),
+            field_path=".policy",
+        ),
+    )
+
+    policy: Literal["Online", "Weights"] = Field(
+        default="Weights",
+        description="Online: a picker beside each Envoy sends every request to the pod that is best for it now; without its"
+        " answer Envoy goes by the plan's weights. Weights: Envoy splits every class by the plan's weights.",
+    )
+    preset: Literal["Quality", "Balanced", "Latency", "Cost"] | None = Field(
+        default=None,
+        description="What the picker gives most for; Balanced where neither this nor prices is given.",
+    )
+    prices: RouterPrices | None = Field(default=None, description="What the picker weighs, in numbers, instead of a preset.")
+    shed: bool = Field(
+        default=True,
+        description="Whether the picker refuses a request with 429 where no replica can start its answer in time.",
+    )
+    explain: bool = Field(
+        default=False,
+        description="Whether answers carry a header with every term of the decision, for clients that ask for it.",
+    )
+    predictor: PredictorSource | None = Field(
+        default=None,
+        description="Estimates quality and output length of each request from its prompt; without it those of its class hold.",
     )
     replicas: int = Field(default=2, ge=1, le=100, description="Router pods.")
     timeout_seconds: int = Field(
@@ -488,7 +565,7 @@ class Router(Object):
     service: RouterService = Field(default_factory=RouterService, description="The Service in front of the router.")
     template: PodOverlay | None = Field(
         default=None,
-        description="Pod template merged strategically over the generated one; the container is named envoy.",
+        description="Pod template merged strategically over the generated one; the containers are named envoy and picker.",
     )
 
 

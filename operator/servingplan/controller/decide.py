@@ -26,13 +26,14 @@ from servingplan.controller.memory import Kept, Memory, SetupKey, recall
 from servingplan.controller.policy import Policy
 from servingplan.controller.shift import stepped
 from servingplan.controller.world import PlanObject, World
+from servingplan.latency.profile import TokenMix
 from servingplan.planning.build import service_level
 from servingplan.planning.compiled import SolverFailed
 from servingplan.planning.prices import TEMPERATURE
 from servingplan.planning.problem import PlanDecision, PlanDemand, Problem, Route, Standing
 from servingplan.planning.solve import solve
 from servingplan.planning.transition import SetupState, step
-from servingplan.render import names
+from servingplan.render import names, picking
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,20 +325,23 @@ def _table(case: Case, sharing: PlanDecision | None, shed: dict[str, float]) -> 
     prices = {(a.model, a.setup): round(a.price, 6) for a in sharing.allocations} if sharing else {}
     routes = {route.request_class: route for route in sharing.routes} if sharing else {}
     standing = {(a.model, a.setup): a.replicas for a in sharing.allocations} if sharing else dict(case.ready)
+    demand = demands.routed(case)
+    facts = picking.pool_facts(spec, demand)
+    mixes = {entry.name: entry.mix for entry in demand.classes}
 
     def entry_of(entry: v1alpha1.RequestClass) -> ClassEntry:
         route, old = routes.get(entry.name), published.get(entry.name)
+        known = _known(spec, entry, mixes[entry.name])
         if route is None and old is not None:
-            return old
+            return known.model_copy(update={name: getattr(old, name) for name in ("weights", "shares", "shed", "prices")})
         route = route or Route(entry.name)
-        return ClassEntry(
-            name=entry.name,
-            headers=dict(entry.match.headers) if entry.match else {},
-            weights=whole_weights({case.pools[key]: share for key, share in route.shares.items()}),
-            shares={name: round(share * (1 - shed.get(entry.name, 0.0)), 6) for name, share in route.by_model().items()},
-            shed=round(shed.get(entry.name, 0.0), 6),
-            prices={name: round(price, 6) for name, price in route.prices.items()},
-            ttft_s=_ttft_s(entry.slo or spec.slo),
+        return known.model_copy(
+            update={
+                "weights": whole_weights({case.pools[key]: share for key, share in route.shares.items()}),
+                "shares": {name: round(share * (1 - shed.get(entry.name, 0.0)), 6) for name, share in route.by_model().items()},
+                "shed": round(shed.get(entry.name, 0.0), 6),
+                "prices": {name: round(price, 6) for name, price in route.prices.items()},
+            }
         )
 
     return RoutingTable(
@@ -349,28 +353,46 @@ def _table(case: Case, sharing: PlanDecision | None, shed: dict[str, float]) -> 
         models=tuple(
             ModelEntry(
                 name=model.name,
-                pools=tuple(
-                    Pool(
-                        name=case.pools[model.name, setup.name],
-                        setup=setup.name,
-                        address=names.pool_address(plan.owner.namespace, case.pools[model.name, setup.name]),
-                        port=names.VLLM_PORT,
-                        price=prices.get((model.name, setup.name), 0.0),
-                    )
-                    for setup in model.setups
-                ),
+                pools=tuple(_pool(case, (model.name, setup.name), prices, facts) for setup in model.setups),
                 weights=_model_weights(case, model, standing, routes),
             )
             for model in spec.models
         ),
         # Only one class may be without headers; last, it takes what no other class matches.
         classes=tuple(entry_of(entry) for entry in sorted(spec.request_classes, key=lambda entry: entry.match is None)),
+        picker=picking.picker(spec, facts, picking.declared_mix(spec, demand)),
     )
 
 
-def _ttft_s(slo: v1alpha1.ServiceLevelObjective) -> float | None:
-    bound = service_level(slo).ttft
-    return bound.seconds if bound else None
+def _known(spec: v1alpha1.ModelServingPlanSpec, entry: v1alpha1.RequestClass, mix: TokenMix) -> ClassEntry:
+    """What the table says of a class whatever its weights."""
+    slo = service_level(entry.slo or spec.slo)
+    return ClassEntry(
+        name=entry.name,
+        headers=dict(entry.match.headers) if entry.match else {},
+        ttft_s=slo.ttft.seconds if slo.ttft else None,
+        inter_token_s=slo.inter_token.seconds if slo.inter_token else None,
+        e2e_s=slo.e2e.seconds if slo.e2e else None,
+        quality={model.name: float(model.quality.of(entry.name)) for model in spec.models},
+        min_quality=float(entry.min_quality),
+        prompt_tokens=picking.rounded(mix.prompt_tokens),
+        output_tokens=picking.rounded(mix.output_tokens),
+        weight=float(entry.weight),
+    )
+
+
+def _pool(case: Case, key: SetupKey, prices: dict[SetupKey, float], facts: dict[SetupKey, picking.PoolFacts]) -> Pool:
+    name, known = case.pools[key], facts[key]
+    return Pool(
+        name=name,
+        setup=key[1],
+        address=names.pool_address(case.plan.owner.namespace, name),
+        port=names.VLLM_PORT,
+        price=prices.get(key, 0.0),
+        engine=known.engine,
+        input_price=known.input_price,
+        output_price=known.output_price,
+    )
 
 
 def _model_weights(

@@ -11,6 +11,7 @@ from servingplan.controller.settings import Settings
 from servingplan.controller.world import ChildKey, World
 from servingplan.planning.build import engine_profile
 from servingplan.render import envoy, names, router, vllm
+from servingplan.render.picker import PickerSettings
 
 _CURRENT, _PREVIOUS = "table.json", "previous.json"
 
@@ -21,7 +22,7 @@ class Desired:
 
     Attributes:
         pools: Deployments and Services of the model servers, by key.
-        router: The router's Deployment, Service and PodDisruptionBudget, by key.
+        router: The router's Deployment, Service and what goes with them, by key, in the order in which they are needed.
         table: The ConfigMap with the routing table.
         stamp: What the router pods are annotated with once the table is written.
     """
@@ -82,7 +83,8 @@ def desired(decision: Decision, world: World, settings: Settings, revision: int)
         "data": envoy.files(decision.table, revision, previous)
         | ({_PREVIOUS: previous.model_dump_json(by_alias=True) + "\n"} if previous else {}),
     }
-    front = router.router(plan.owner, spec.router, settings.router_image)
+    beside = PickerSettings(settings.picker_image, settings.picker_role) if settings.picker_image else None
+    front = router.router(plan.owner, spec.router, settings.router_image, beside)
     return Desired(
         pools={key_of(body): body for body in pools},
         router={key_of(body): body for body in front},

@@ -29,7 +29,9 @@ PATHS = {
     "ModelServingPlan": (f"/apis/{v1alpha1.API_VERSION}", v1alpha1.PLURAL),
     "Pod": ("/api/v1", "pods"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
+    "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Service": ("/api/v1", "services"),
+    "ServiceAccount": ("/api/v1", "serviceaccounts"),
 }
 
 

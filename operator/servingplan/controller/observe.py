@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _TABLE_TIMEOUT = aiohttp.ClientTimeout(total=1.0)
 _MEMBERS_PATH = "/stats/prometheus?filter=membership_total"
 _MEMBERS = re.compile(r'^envoy_cluster_membership_total\{.*\benvoy_cluster_name="([^"]+)".*\} (\d+)', re.MULTILINE)
-_LISTED = ("ConfigMap", "PodDisruptionBudget", "Service")
+_LISTED = ("ConfigMap", "PodDisruptionBudget", "RoleBinding", "Service", "ServiceAccount")
 
 
 async def observe(

@@ -53,6 +53,8 @@ class Settings:
     """Flags of ``servingplan controller``.
 
     Attributes:
+        picker_image: Image of the pickers, the operator's own; empty for none, so that every plan is served by its weights.
+        picker_role: Name of the ClusterRole that lets a picker read EndpointSlices.
         namespaces: Namespaces to watch; empty for all.
         prometheus: Where metrics are read.
         tick_s: Between two passes: reading metrics, and weights for what is ready.
@@ -70,6 +72,8 @@ class Settings:
     namespaces: tuple[str, ...] = ()
     health_port: int = 8081
     log_level: str = "info"
+    picker_image: str = ""
+    picker_role: str = "servingplan-picker"
     lease: LeaseSettings | None = None
 
 
@@ -78,6 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--vllm-image", default="vllm/vllm-openai:v0.32.0", help="image of the model servers")
     add("--router-image", default="envoyproxy/envoy:v1.40.0", help="image of the routers")
+    add("--picker-image", default="", help="image of the pickers, the operator's own; without it plans go by their weights")
+    add("--picker-role", default="servingplan-picker", help="ClusterRole that lets a picker read EndpointSlices")
     add("--namespace", action="append", default=[], help="watch this namespace only; may be repeated")
     add("--prometheus-url", type=_url, default="", help="where metrics are read; empty for nowhere")
     add("--prometheus-username-file", type=_file, help="file with the user name of basic authentication")
@@ -124,6 +130,8 @@ def from_arguments(arguments: argparse.Namespace) -> Settings:
         namespaces=tuple(arguments.namespace),
         health_port=arguments.health_port,
         log_level=arguments.log_level,
+        picker_image=arguments.picker_image,
+        picker_role=arguments.picker_role,
         lease=_lease(arguments) if arguments.leader_elect else None,
     )
 

@@ -2,7 +2,8 @@
 
 One listener takes the clients' requests and reads its routes from a watched file, one listener gives Prometheus the
 statistics, and the administration interface listens on loopback alone. Nothing in here depends on the routing table, so
-it only changes with the plan's name or with the operator's version, and then the pods are replaced.
+it only changes with the plan's name, with its policy (whether a picker stands beside the router) or with the operator's
+version, and then the pods are replaced.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from servingplan.render.envoy.clusters import CIRCUIT_BREAKERS
 from servingplan.render.envoy.document import METADATA, REQUEST_METADATA, extension, typed
+from servingplan.render.envoy.picker import DESTINATION, PICKER_SOCKET, asking, picker_cluster
 
 HTTP_PORT = 8080
 METRICS_PORT = 9902
@@ -20,8 +23,8 @@ XDS_FOLDER = "/etc/envoy/xds"
 BODY_LIMIT_BYTES = 32 * 1024 * 1024
 """Longest request body. It is held until the model is known and again for retries; a longer one is refused with 413."""
 
-STRIPPED_HEADERS = ("x-gateway-destination-endpoint", "x-envoy-")
-"""Prefixes of headers that choose a pod behind a gateway or change Envoy's timeouts and retries: not for clients."""
+STRIPPED_HEADERS = (DESTINATION, "x-envoy-")
+"""Prefixes of headers that choose a pod, or a set of them, or change Envoy's timeouts and retries: not for clients."""
 
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = extension("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router", suppress_envoy_headers=True)
@@ -54,6 +57,7 @@ class BootstrapPaths:
 
     Attributes:
         address: Address of the two public listeners.
+        picker_socket: Where the picker listens, if there is one.
     """
 
     address: str = "0.0.0.0"
@@ -61,18 +65,27 @@ class BootstrapPaths:
     metrics_port: int = METRICS_PORT
     admin_port: int = ADMIN_PORT
     xds_folder: str = XDS_FOLDER
+    picker_socket: str = PICKER_SOCKET
 
 
-def bootstrap(namespace: str, plan: str, paths: BootstrapPaths | None = None) -> dict[str, Any]:
-    """The bootstrap configuration of a plan's routers."""
+def bootstrap(namespace: str, plan: str, paths: BootstrapPaths | None = None, *, online: bool = False) -> dict[str, Any]:
+    """The bootstrap configuration of a plan's routers.
+
+    Args:
+        namespace: Of the plan.
+        plan: Its name.
+        paths: Where the router listens and reads; None for what a pod uses.
+        online: Whether a picker stands beside the router.
+    """
     paths = paths or BootstrapPaths()
+    pickers = [picker_cluster(paths.picker_socket, CIRCUIT_BREAKERS)] if online else []
     return {
         "node": {"id": f"{namespace}/{plan}", "cluster": plan},
         "admin": {"address": _socket("127.0.0.1", paths.admin_port)},
         "dynamic_resources": {"cds_config": _watched(paths, "cds.yaml")},
         "static_resources": {
-            "listeners": [_requests(plan, paths), _metrics(paths)],
-            "clusters": [_admin_cluster(paths)],
+            "listeners": [_requests(plan, paths, [_read_model(), *([asking()] if online else []), _ROUTER]), _metrics(paths)],
+            "clusters": [_admin_cluster(paths), *pickers],
         },
         "stats_config": _stats(plan),
     }
@@ -88,12 +101,12 @@ def _watched(paths: BootstrapPaths, name: str) -> dict[str, Any]:
     return {"resource_api_version": "V3", "path_config_source": path}
 
 
-def _requests(plan: str, paths: BootstrapPaths) -> dict[str, Any]:
+def _requests(plan: str, paths: BootstrapPaths, filters: list[dict[str, Any]]) -> dict[str, Any]:
     manager = typed(
         _MANAGER,
         stat_prefix="ingress",
         rds={"route_config_name": "plan", "config_source": _watched(paths, "rds.yaml")},
-        http_filters=[_read_model(), _ROUTER],
+        http_filters=filters,
         early_header_mutation_extensions=[
             extension(
                 "strip",

@@ -26,9 +26,12 @@ def files(table: RoutingTable, revision: int = 0, previous: RoutingTable | None 
     cluster_type = "envoy.config.cluster.v3.Cluster"
     route_type = "envoy.config.route.v3.RouteConfiguration"
     models = _with_pools_of(previous, table) if previous else table.models
+    # As with pools: a cluster that routes of the previous table lead to stays for one publication.
+    picked = table.picker is not None or (previous is not None and previous.picker is not None)
+    every = clusters(models, picked=picked)
     return {
         "table.json": table.model_dump_json(by_alias=True, indent=2) + "\n",
-        "cds.yaml": dump({"version_info": version, "resources": [typed(cluster_type, **each) for each in clusters(models)]}),
+        "cds.yaml": dump({"version_info": version, "resources": [typed(cluster_type, **each) for each in every]}),
         "rds.yaml": dump({"version_info": version, "resources": [typed(route_type, **route_configuration(table, revision))]}),
     }
 

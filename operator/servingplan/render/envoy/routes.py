@@ -11,6 +11,10 @@ In this order, the first that matches:
    asks for headers the last class takes what none matched, because a request without a label is better served as the
    least particular class than refused. The class's shed share is refused with 429, what remains is split by its
    weights. A class without weights is refused with 503.
+
+Where a picker stands beside the router it is asked about every request that gets as far as 3 or 5, and what it has picked
+a pod for goes there, before any weight or shed share: those hold for what it has not. Both ways of a class or of a model are
+counted under one name.
 """
 
 from __future__ import annotations
@@ -23,6 +27,14 @@ from typing import Any
 from servingplan.api.routing_table import ClassEntry, ModelEntry, RoutingTable
 from servingplan.render.envoy.clusters import route_cluster
 from servingplan.render.envoy.document import METADATA, REQUEST_METADATA, extension
+from servingplan.render.envoy.picker import (
+    DESTINATION,
+    RECEIPT_HEADER,
+    RECEIPT_METADATA,
+    has_pick,
+    picked_cluster,
+    unasked,
+)
 
 AUTO = "auto"
 """The model name by which clients leave the choice to the plan, besides the plan's own name."""
@@ -58,19 +70,22 @@ _RETRY_POLICY = {
 
 def route_configuration(table: RoutingTable, revision: int) -> dict[str, Any]:
     """The route configuration of a table, which names its revision at ``/-/table``."""
+    aside = {"typed_per_filter_config": unasked()} if table.picker else {}
+    nothing = _refusal({"prefix": "/"}, 404, _error(404, "NotFoundError", "There is nothing at this path.", None))
     routes = [
-        *_own_routes(table, revision),
+        *(route | aside for route in _own_routes(table, revision)),
         *(route for model in table.models for route in _model_routes(table, model)),
-        _unknown_model(table),
+        _unknown_model(table) | aside,
         *(route for entry in _in_matching_order(table.classes) for route in _class_routes(table, entry)),
-        _refusal({"prefix": "/"}, 404, _error(404, "NotFoundError", "There is nothing at this path.", None)),
+        nothing | aside,
     ]
     return {
         "name": "plan",
         # A route to a cluster that is not there would lose its share; refused, the routes in place go on.
         "validate_clusters": True,
         "max_direct_response_body_size_bytes": 64 * 1024,
-        "virtual_hosts": [{"name": "plan", "domains": ["*"], "routes": routes}],
+        # One policy for all routes: a pick has no other pool to go to, but by then it names the next pod itself.
+        "virtual_hosts": [{"name": "plan", "domains": ["*"], "retry_policy": _RETRY_POLICY, "routes": routes}],
     }
 
 
@@ -125,10 +140,12 @@ def _model_routes(table: RoutingTable, model: ModelEntry) -> list[dict[str, Any]
     if model.name in {table.plan, AUTO}:
         return []
     match = _generation(dynamic_metadata=[_model_is({"string_match": {"exact": model.name}})])
+    counted = {"stat_prefix": model_stat(model.name)}
+    routes = [route | counted for route in _picked(table, match, model.name, requested=model.name)]
     if not model.weights:
         message = f"Model {model.name} of plan {table.plan} has no ready replica."
-        return [_refusal(match, 503, _error(503, "ServiceUnavailableError", message, "model"), requested=model.name)]
-    return [_forward(table, model, match, requested=model.name) | {"stat_prefix": model_stat(model.name)}]
+        return [*routes, _refusal(match, 503, _error(503, "ServiceUnavailableError", message, "model"), requested=model.name)]
+    return [*routes, _forward(table, model, match, requested=model.name) | counted]
 
 
 def _unknown_model(table: RoutingTable) -> dict[str, Any]:
@@ -156,17 +173,33 @@ def _in_matching_order(classes: Iterable[ClassEntry]) -> list[ClassEntry]:
 def _class_routes(table: RoutingTable, entry: ClassEntry) -> list[dict[str, Any]]:
     headers = [_header(name, value) for name, value in entry.headers.items()]
     of_class = {"class": entry.name}
-    routes = []
+    match, counted = _generation(headers=headers), {"stat_prefix": class_stat(entry.name)}
+    routes = [route | counted for route in _picked(table, match, None, **of_class)]
     if shed := round(entry.shed * _MILLION):
         fraction = {"default_value": {"numerator": shed, "denominator": "MILLION"}}
         message = f"Plan {table.plan} has no capacity for this request of class {entry.name} within its latency target."
         error = _error(429, "RateLimitError", message, None)
         routes.append(_refusal(_generation(headers=headers, runtime_fraction=fraction), 429, error, **of_class))
-    match = _generation(headers=headers)
     if not entry.weights:
         message = f"Class {entry.name} of plan {table.plan} has no ready replica."
         return [*routes, _refusal(match, 503, _error(503, "ServiceUnavailableError", message, None), **of_class)]
-    return [*routes, _forward(table, entry, match, **of_class) | {"stat_prefix": class_stat(entry.name)}]
+    return [*routes, _forward(table, entry, match, **of_class) | counted]
+
+
+def _picked(table: RoutingTable, match: Mapping[str, Any], model: str | None, **tags: str) -> list[dict[str, Any]]:
+    """The route of what the picker has chosen pods for; none without a picker."""
+    if table.picker is None:
+        return []
+    route: dict[str, Any] = {
+        "match": {**match, "headers": [*match["headers"], has_pick()]},
+        "metadata": {"filter_metadata": {METADATA: tags}},
+        "request_headers_to_remove": [DESTINATION],
+        "route": {"cluster": picked_cluster(model), "timeout": f"{table.timeout_s}s"},
+    }
+    if table.picker.explain:
+        receipt = _set_header(RECEIPT_HEADER, f"%DYNAMIC_METADATA({RECEIPT_METADATA}:receipt)%")
+        route["response_headers_to_add"] = [receipt]
+    return [route]
 
 
 def _forward(table: RoutingTable, entry: ClassEntry | ModelEntry, match: Mapping[str, Any], **tags: str) -> dict[str, Any]:
@@ -176,7 +209,6 @@ def _forward(table: RoutingTable, entry: ClassEntry | ModelEntry, match: Mapping
         "route": {
             "weighted_clusters": {"clusters": _weighted(entry)},
             "timeout": f"{table.timeout_s}s",
-            "retry_policy": _RETRY_POLICY,
         },
     }
 
