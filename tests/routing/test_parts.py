@@ -79,10 +79,25 @@ def test_silence_ejects_and_a_scrape_takes_back():
     made = brain(TRIO)
     for at in range(12):
         made.silent(A, 0.25 * at)
-        assert (A in made.ejected(0.25 * at)) == (0.25 * at >= 2.0)
+        assert (A in made.ejected(0.25 * at)) == (0.25 * at >= 1.5)
     assert picked(made, 2.8) == {B, C}
     seen(made, TRIO[:1], 3.0)
     assert made.ejected(3.0) == set()
+
+
+def test_trials_of_a_silent_endpoint_that_end_without_a_sign_of_life_become_rarer():
+    made, now_s = brain(TRIO), 0.0
+    for at in range(7):
+        now_s = 0.25 * at
+        made.silent(A, now_s)
+    for wait_s in (2, 4, 8, 16):
+        assert A not in picked(made, now_s + wait_s - 0.01)
+        now_s += wait_s + 0.01
+        probe = made.choose(ask(subset=frozenset({A})), now_s, 0.0)
+        made.finished(probe.ticket, now_s, Outcome.CANCELLED)
+        assert made.ejected(now_s) == {A}
+    seen(made, TRIO[:1], now_s)
+    assert made.ejected(now_s) == set()
 
 
 def test_a_scrape_does_not_take_back_an_endpoint_whose_requests_fail():

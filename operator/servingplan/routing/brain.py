@@ -277,6 +277,8 @@ class Brain:
                 self._learnt.tokens(flight.row, self._ledger.emitted(flight), output_tokens, now_s)
         elif outcome is Outcome.FAILED or (outcome is Outcome.TIMED_OUT and known.first_s is None):
             self._ejection.failed(flight.row, now_s)
+        elif known.first_s is None:
+            self._ejection.ended(flight.row, now_s)
 
     def _close(self, ticket: int, now_s: float) -> None:
         known = self._open.pop(ticket, None)

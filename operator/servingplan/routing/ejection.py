@@ -3,7 +3,8 @@
 An endpoint is ejected after a few failures in a row, or when it has given no sign of life for a while although it was asked:
 scrapes that fail, with no first byte meanwhile. After the ejection it is on probation: one request at a time, until a sign of
 life from that request (a first byte, a complete answer) takes it back. A failure on probation doubles the next ejection.
-A scrape that succeeds takes back an endpoint that was silent, not one whose requests failed.
+A scrape that succeeds takes back an endpoint that was silent, not one whose requests failed. Whoever picks does not always see
+who answered in the end: a request on probation that ended without a sign of life leaves a silent endpoint out for longer.
 
 Ejection only orders endpoints: where all that may serve a request are ejected, the one with the fewest failures is tried.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from servingplan.routing.fleet import Mask, Rows, Vector, carried
 
 _FAILURES = 3
-_SILENT_S, _SILENT_SCRAPES = 2.0, 3
+_SILENT_S, _SILENT_SCRAPES = 1.5, 3
 _FIRST_S, _LONGEST_S = 2.0, 60.0
 
 
@@ -56,6 +57,11 @@ class Ejection:
         if self._probation[row] or self._failures[row] >= _FAILURES:
             self._eject(row, now_s)
             self._silent[row] = 0.0
+
+    def ended(self, row: int, now_s: float) -> None:
+        """A request ended, nobody knows how."""
+        if self._probation[row] and self._silent[row]:
+            self._eject(row, now_s)
 
     def silent(self, row: int, now_s: float) -> None:
         """A scrape failed."""
