@@ -214,3 +214,24 @@ def test_a_setup_that_nobody_measured_takes_a_small_part_in_its_first_cycle():
     assert early
     assert max(early) <= 0.2 + 1e-6
     assert share == 1.0
+
+
+@pytest.mark.parametrize(("times", "raised"), [(1.0, True), (2.0, False)], ids=["at the planned load", "beyond it"])
+def test_late_answers_raise_the_headroom_only_where_the_load_does_not_explain_them(times, raised):
+    """Answers come late for one minute, at the load that is planned for or at a multiple of it."""
+    late = [math.inf, 0.0]
+
+    class Late(Traffic):
+        def _pool(self, pool, key, rate):
+            found = super()._pool(pool, key, rate)
+            if found.ttft is None or not late[0] <= self.cluster.now_s < late[1]:
+                return found
+            return replace(found, ttft=Histogram((0.5, math.inf), (0.0, found.ttft.count), 10 * found.ttft.count))
+
+    traffic = Late(lambda end: 12.0 * (times if late[0] - WINDOW_S <= end < late[1] else 1.0))
+    cluster = closed(traffic, metrics={"calibration": "Disabled"})
+    run(cluster, 1800)
+    before = cluster.decisions[KEY][-1].memory.headroom
+    late[:] = [cluster.now_s, cluster.now_s + 70.0]
+    run(cluster, 60)
+    assert (cluster.decisions[KEY][-1].memory.headroom > before) is raised

@@ -89,7 +89,8 @@ def _judged(case: Case, now_s: float) -> Memory:
 
     What the forms cannot know, bursts shorter than any window above all, is left to this: a missed window raises the headroom,
     a kept one takes a ninety-ninth of that back, so that in the long run one window in a hundred is missed. Windows in which
-    replicas were missing or cold do not count, because more of them were asked for already.
+    replicas were missing or cold do not count, because more of them were asked for already; nor does a miss under more load
+    than is planned for, because the forecast learns of that.
     """
     memory, readings = case.memory, case.readings
     if readings.taken_s - memory.judged_s < readings.window_s or not _settled(case, now_s):
@@ -97,8 +98,22 @@ def _judged(case: Case, now_s: float) -> Memory:
     late = burns(case, factor=1.0)
     if not late and not any(pool.ttft and pool.ttft.count >= _ENOUGH_REQUESTS for pool in readings.pools.values()):
         return memory
+    if late and _beyond(case):
+        return memory
     moved = memory.headroom + (_MISSED if late else -_MISSED / 99)
     return replace(memory, judged_s=readings.taken_s, headroom=min(_MOST_HEADROOM, max(1.0, moved)))
+
+
+def _beyond(case: Case) -> bool:
+    """Whether more of a class came in the window than is planned for, headroom left out."""
+    for name, entry in case.memory.demand.classes.items():
+        history = case.readings.classes.get(name)
+        if history is not None:
+            count = max(1, round(case.readings.window_s / history.window_s))
+            rates = history.rates_rps[-count:]
+            if rates and fmean(rates) > entry.planned_rps:
+                return True
+    return False
 
 
 def _settled(case: Case, now_s: float) -> bool:
