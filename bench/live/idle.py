@@ -21,10 +21,14 @@ from testbed.witness import Witness
 
 _TICKS_PER_S = 100.0
 _SETTLED_LOOKS = 3
+_INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+_INOTIFY_INSTANCES = 4096
 
 
 def idle(bed: Bed, plans: int, minutes: float) -> None:
     """Applies the plans, waits until they are settled, and counts."""
+    # Every Envoy watches its files: with the usual 128 instances the 65th aborts when it starts.
+    _INOTIFY.write_text(str(max(_INOTIFY_INSTANCES, int(_INOTIFY.read_text()))))
     bed.kubectl("create", "namespace", "idle")
     with Witness(bed, "idle", bed.dir / "witness") as witness:
         bodies = [_plan(number) for number in range(plans)]
