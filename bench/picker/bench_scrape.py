@@ -31,6 +31,7 @@ from matplotlib import pyplot as plt
 
 DATA = Path(os.environ.get("SERVINGPLAN_DATA", Path(__file__).parents[3] / "shared/data")) / "vllm-0.32.0-metrics.txt"
 PODS = 50
+_SETTLING_S = 2.0
 WINDOWS = 5
 WINDOW_S = 2.5
 TARGET = 0.06
@@ -121,7 +122,7 @@ class Cost:
 
 async def measured(name: str, told: Told) -> Cost:
     """Measures what runs beside it."""
-    await asyncio.sleep(2.0)
+    await asyncio.sleep(_SETTLING_S)  # connections are made and caches fill before anything is measured
     shares, rates = [], []
     for _ in range(WINDOWS):
         begin, cpu, seen = time.perf_counter(), time.process_time(), told.scrapes

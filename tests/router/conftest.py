@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import socket
-import struct
 import subprocess
 import threading
 import time
@@ -28,6 +27,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from servingplan.api.routing_table import RoutingTable
 from servingplan.render.envoy import BootstrapPaths, bootstrap, dump, files
 from servingplan.render.envoy.picker import DESTINATION, MESSAGE_TIMEOUT
+from testbed.names import NameServer
 
 ENVOY = Path(envoy.__path__[0]) / "_bin" / "envoy"
 DEADLINE_S = 20.0
@@ -282,33 +282,6 @@ class Picker:
         return reply
 
 
-class NameServer(asyncio.DatagramProtocol):
-    """Answers A queries from ``records``; other names do not exist.
-
-    Attributes:
-        records: Addresses by absolute name, changed at will by a test.
-    """
-
-    def __init__(self) -> None:
-        self.records: dict[str, list[str]] = {}
-        self._transport: Any = None
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        labels, at = [], 12
-        while length := data[at]:
-            labels.append(data[at + 1 : at + 1 + length].decode())
-            at += 1 + length
-        (kind,) = struct.unpack("!H", data[at + 1 : at + 3])
-        known = self.records.get(".".join(labels) + ".")
-        addresses = known if known and kind == 1 else []
-        answers = b"".join(b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 5, 4) + socket.inet_aton(address) for address in addresses)
-        header = data[:2] + struct.pack("!HHHHH", 0x8400 if known else 0x8403, 1, len(addresses), 0, 0)
-        self._transport.sendto(header + data[12 : at + 5] + answers, addr)
-
-
 @pytest.fixture(scope="session")
 def until() -> Callable[..., Any]:
     """Waits for a condition with a deadline."""
@@ -332,7 +305,7 @@ def name_server(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[NameServer, i
     """A name server on loopback and its port."""
 
     async def start() -> tuple[asyncio.BaseTransport, NameServer]:
-        return await asyncio.get_running_loop().create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
+        return await asyncio.get_running_loop().create_datagram_endpoint(lambda: NameServer({}), local_addr=("127.0.0.1", 0))
 
     transport, server = asyncio.run_coroutine_threadsafe(start(), loop).result(DEADLINE_S)
     yield server, transport.get_extra_info("sockname")[1]

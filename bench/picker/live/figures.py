@@ -108,4 +108,5 @@ def windows(rows: np.ndarray, width_s: float = _BLOCK_S) -> tuple[np.ndarray, np
     times = (known["first_s"] - known["sent_s"]) * 1e3
     found = [(n, times[number == n]) for n in np.unique(number)]
     at = np.array([(n + 0.5) * width_s for n, _ in found])
-    return at, *(np.array([np.percentile(values, p) for _, values in found]) for p in (50, 95))  # type: ignore[return-value]
+    median, high = (np.array([np.percentile(values, p) for _, values in found]) for p in (50, 95))
+    return at, median, high

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import uvloop
 
 HERE = Path(__file__).resolve().parents[1]
+_TOOLS = HERE.parents[1] / "hack"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GRPC_VERBOSITY": "ERROR"}
 DEADLINE_S = 30.0
@@ -61,7 +62,7 @@ class Child:
                 stdin=pipe or subprocess.DEVNULL,
                 stdout=pipe or out,
                 stderr=out,
-                env={**os.environ, "PYTHONPATH": str(HERE), **_QUIET},
+                env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{_TOOLS}", **_QUIET},
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - nothing here has threads yet
                 text=True,
             )

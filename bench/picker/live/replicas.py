@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from live import process
-from live.names import NameServer
 from live.pages import Page
 from live.pod import EngineSpec, Pod, PodSpec
+from testbed.names import NameServer
 
 LOOK_S = 0.05
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from servingplan.options import seconds
+
 
 @dataclass(frozen=True, slots=True)
 class PrometheusSettings:
@@ -90,11 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prometheus-password-file", type=_file, help="file with its password")
     add("--prometheus-token-file", type=_file, help="file with a bearer token")
     add("--prometheus-ca-file", type=_file, help="certificates that sign that of Prometheus, instead of the system's")
-    add("--prometheus-timeout-seconds", type=_seconds(0.1, 60), default=5.0, help="longest wait for an answer of Prometheus")
-    add("--scrape-interval-seconds", type=_seconds(0.1, 300), default=15.0, help="how often Prometheus scrapes")
-    add("--tick-seconds", type=_seconds(0.1, 300), default=10.0, help="between two readings, and new weights")
-    add("--cycle-seconds", type=_seconds(0.1, 3600), default=60.0, help="between two cycles of learning and planning")
-    add("--dwell-seconds", type=_seconds(0, 86400), default=900.0, help="least time before a change of replicas is undone")
+    add("--prometheus-timeout-seconds", type=seconds(0.1, 60), default=5.0, help="longest wait for an answer of Prometheus")
+    add("--scrape-interval-seconds", type=seconds(0.1, 300), default=15.0, help="how often Prometheus scrapes")
+    add("--tick-seconds", type=seconds(0.1, 300), default=10.0, help="between two readings, and new weights")
+    add("--cycle-seconds", type=seconds(0.1, 3600), default=60.0, help="between two cycles of learning and planning")
+    add("--dwell-seconds", type=seconds(0, 86400), default=900.0, help="least time before a change of replicas is undone")
     add("--leader-elect", action=argparse.BooleanOptionalAction, default=False, help="write only while holding a Lease")
     add("--leader-elect-namespace", default=os.environ.get("POD_NAMESPACE", ""), help="namespace of the Lease ($POD_NAMESPACE)")
     add("--lease-name", default="servingplan-controller", help="name of the Lease")
@@ -154,19 +156,6 @@ def _check(arguments: argparse.Namespace) -> None:
 def _lease(arguments: argparse.Namespace) -> LeaseSettings:
     identity = arguments.identity or os.environ.get("POD_NAME") or socket.gethostname()
     return LeaseSettings(arguments.leader_elect_namespace, arguments.lease_name, identity)
-
-
-def _seconds(least: float, most: float) -> Callable[[str], float]:
-    def seconds(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {least:g} to {most:g}")
-        return value
-
-    return seconds
 
 
 def _port(text: str) -> int:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from servingplan.options import seconds
+
 BODY_MODES = ("none", "streamed", "buffered", "full-duplex-streamed")
 
 
@@ -25,11 +27,11 @@ def add_picker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--table-file", type=Path, help="mounted routing table, instead of the API server's")
     add("--endpoints-file", type=Path, help="JSON object with lists of ip:port by pool, beside --table-file")
     add("--predictor", type=Path, help="trained estimator, instead of the one that the table names")
-    add("--scrape-interval", type=_seconds(0.01, 60), default=0.25, help="seconds between two scrapes of a busy pod (0.25)")
+    add("--scrape-interval", type=seconds(0.01, 60), default=0.25, help="seconds between two scrapes of a busy pod (0.25)")
     add("--body-limit", type=_bytes, help="longest request body in bytes (what the routers take)")
     add("--body-mode", choices=BODY_MODES, default="buffered", help="how an Envoy sends bodies that does not announce it")
     add("--receipts", action="store_true", help="write a line per decision, with every term of its score, to standard output")
-    add("--drain-seconds", type=_seconds(0, 86400), default=30.0, help="longest wait for requests under way at a stop (30)")
+    add("--drain-seconds", type=seconds(0, 86400), default=30.0, help="longest wait for requests under way at a stop (30)")
     add("--log-level", choices=["debug", "info", "warning", "error"], default="info")
     parser.set_defaults(refuse=parser.error)
     return _run
@@ -88,16 +90,3 @@ def _bytes(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 1 << 30:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes up to 1 GiB")
     return int(text)
-
-
-def _seconds(least: float, most: float) -> Callable[[str], float]:
-    def seconds(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {least:g} to {most:g}")
-        return value
-
-    return seconds

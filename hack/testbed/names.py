@@ -1,4 +1,4 @@
-"""A name server on loopback: the headless Services that Envoy resolves."""
+"""A name server on loopback: the headless Services that an Envoy without a cluster resolves."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ class NameServer(asyncio.DatagramProtocol):
         self._transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
+        """Keeps what answers go through."""
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Answers one query."""
         labels, at = [], 12
         while length := data[at]:
             labels.append(data[at + 1 : at + 1 + length].decode())
