@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from servingplan.calibration.rates import HIGHEST_DISPERSION, follow, forecast, on_grid
@@ -123,6 +123,8 @@ def test_what_came_within_the_dwell_is_remembered_and_then_forgotten():
     assert forecast(history(*rates), 10.0, COLD_S, dwell_s=300).needed_rps < 13
 
 
+@example([5e-324, 5e-324], 0.0, 60.0, 0.0)
+@example([0.0], 5e-324, 15.0, 0.0)
 @given(
     st.lists(st.floats(0, 1e4), max_size=130),
     st.floats(0, 1e3),

@@ -81,6 +81,9 @@ def forecast(
     measured = np.array(history.rates_rps, dtype=np.float64)
     if not len(measured):
         return Forecast(declared_rps, 0.0, 1.0, declared_rps, declared_rps)
+    # The deviation of a rate next to the least float is 0.
+    measured[measured <= _NOTHING_RPS] = 0.0
+    declared_rps = declared_rps if declared_rps > _NOTHING_RPS else 0.0
     windows = max(2, round(dwell_s / history.window_s))
     filled = np.concatenate([np.full(max(0, windows - len(measured)), declared_rps), measured])
     noise = _noise(measured, arrival_cv, history.window_s)
