@@ -10,6 +10,9 @@ from testbed.api import Api, Object
 from testbed.processes import Component
 from testbed.tools import Tools
 
+PICKER_PORT = "picker-metrics"
+"""Name of the port on which the picker of a router pod tells what it decides; the annotation names Envoy's."""
+
 NAMESPACE = "monitoring"
 PORT = 9090
 _POD = "__meta_kubernetes_pod"
@@ -18,6 +21,13 @@ _POD = "__meta_kubernetes_pod"
 def configuration(kubeconfig: Path, interval_s: float, rules: Sequence[Object] = ()) -> Object:
     """What to scrape and how to label it; ``rules`` are further ones of ``metric_relabel_configs``."""
     interval = f"{int(interval_s * 1000)}ms"
+    discovery = [{"role": "pod", "kubeconfig_file": str(kubeconfig)}]
+    labels = [
+        {"action": "labelmap", "regex": f"{_POD}_label_(.+)"},
+        _copy("__meta_kubernetes_namespace", "namespace"),
+        _copy(f"{_POD}_name", "pod"),
+        _copy(f"{_POD}_node_name", "node"),
+    ]
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "scrape_configs": [
@@ -25,7 +35,7 @@ def configuration(kubeconfig: Path, interval_s: float, rules: Sequence[Object] =
                 "job_name": "kubernetes-pods",
                 # The operator's series name the namespace of the plan that they speak of.
                 "honor_labels": True,
-                "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": str(kubeconfig)}],
+                "kubernetes_sd_configs": discovery,
                 "relabel_configs": [
                     _keep(f"{_POD}_annotation_prometheus_io_scrape", "true"),
                     _keep(f"{_POD}_phase", "Running"),
@@ -37,13 +47,20 @@ def configuration(kubeconfig: Path, interval_s: float, rules: Sequence[Object] =
                         "replacement": "$1:$2",
                         "target_label": "__address__",
                     },
-                    {"action": "labelmap", "regex": f"{_POD}_label_(.+)"},
-                    _copy("__meta_kubernetes_namespace", "namespace"),
-                    _copy(f"{_POD}_name", "pod"),
-                    _copy(f"{_POD}_node_name", "node"),
+                    *labels,
                 ],
                 "metric_relabel_configs": list(rules),
-            }
+            },
+            {
+                "job_name": "router-pickers",
+                "kubernetes_sd_configs": discovery,
+                "relabel_configs": [
+                    _keep(f"{_POD}_container_port_name", PICKER_PORT),
+                    _keep(f"{_POD}_phase", "Running"),
+                    *labels,
+                ],
+                "metric_relabel_configs": list(rules),
+            },
         ],
     }
 

@@ -50,7 +50,7 @@ STATUS: dict[str, Any] = {
             },
         }
     ],
-    "routes": [{"class": "chat", "weights": {"m": "0.9"}, "shed": "0.1"}],
+    "routes": [{"class": "chat", "weights": {"m": "0.9"}, "shed": "0.1", "distance": "0.23"}],
     "objective": {"quality": "0.83", "costPerHour": "11.7", "bound": "0.85", "gap": "0.02"},
     "demand": [
         {"class": "chat", "observed": "20", "planned": "26", "routed": "21"},
@@ -64,6 +64,7 @@ SPOKEN = {
     ("servingplan_plan_cost_per_hour",): 11.7,
     ("servingplan_plan_gap",): 0.02,
     ("servingplan_plan_shed_ratio", "chat"): 0.1,
+    ("servingplan_share_distance", "chat"): 0.23,
     ("servingplan_accelerator_units", "h100"): 6,
     ("servingplan_replicas", "m", "s", "wanted"): 3,
     ("servingplan_replicas", "m", "s", "ready"): 1,

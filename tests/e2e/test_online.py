@@ -6,6 +6,8 @@ import json
 import urllib.error
 import urllib.request
 
+import pytest
+
 from testbed.cluster import wait_until
 from testbed.load import LoadClass
 
@@ -52,6 +54,14 @@ def test_a_picker_decides_says_why_and_leaves_no_trace_when_it_is_no_longer_want
         assert "servingplan_picker_decisions_total" in metrics
         assert SECRET not in metrics
 
+    def known():
+        routes = {route["class"]: route for route in plan.body()["status"]["routes"]}
+        return {name: (routes[name]["picked"]["shares"], float(routes[name]["distance"])) for name in ("code", "chat")}
+
+    for shares, distance in wait_until(known, 60, "the operator knows what the pickers choose").values():
+        assert sum(map(float, shares.values())) == pytest.approx(1.0, abs=0.02)
+        assert 0.0 <= distance <= 1.0
+
     plan.patch(
         [{"op": "remove", "path": "/spec/router/explain"}, {"op": "replace", "path": "/spec/router/policy", "value": "Weights"}]
     )
@@ -66,4 +76,5 @@ def test_a_picker_decides_says_why_and_leaves_no_trace_when_it_is_no_longer_want
 
     wait_until(alone, 120, "Envoy alone, and no account")
     plan.wait()
+    assert not any("picked" in route or "distance" in route for route in plan.body()["status"]["routes"])
     assert ask(plan.url, SECRET)[0] == 200

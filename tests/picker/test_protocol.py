@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
-from servingplan.picker import protocol
+from servingplan.picker import asking, protocol
 from servingplan.picker.protocol import BodyMode, Refusal
+from servingplan.render.envoy.picker import ASKED_HEADERS, ATTRIBUTES
 
 
 def opening(headers: Any = (), metadata: Any = None, **fields: Any) -> protocol.Opening:
@@ -18,6 +19,16 @@ def opening(headers: Any = (), metadata: Any = None, **fields: Any) -> protocol.
     for namespace, values in (metadata or {}).items():
         message.metadata_context.filter_metadata[namespace].update(values)
     return protocol.read_opening(message, BodyMode.BUFFERED)
+
+
+def with_body(attributes: Any = None, metadata: Any = None, **fields: Any) -> ProcessingRequest:
+    """A first message as our own Envoy sends it."""
+    message = ProcessingRequest(request_body={"body": b"{}", "end_of_stream": True}, **fields)
+    if attributes is not None:
+        message.attributes["envoy.filters.http.ext_proc"].update(attributes)
+    for namespace, values in (metadata or {}).items():
+        message.metadata_context.filter_metadata[namespace].update(values)
+    return ProcessingRequest.FromString(message.SerializeToString())
 
 
 def hint(value: Any) -> dict[str, Any]:
@@ -30,6 +41,52 @@ def test_headers_are_bytes_or_text_and_repeated_ones_are_joined():
     assert opening([("b", b"1"), ("b", b"2")]).header("b") == "1,2"
     assert opening([("c", b"\xff")]).header("c") == "\ufffd"
     assert opening().header("d") == ""
+
+
+NAMED = {header: attribute for attribute, header in ATTRIBUTES.items()}
+
+
+def test_what_is_told_beside_a_body_stands_for_its_headers():
+    attributes = {
+        NAMED[":path"]: "/v1/completions",
+        NAMED[":method"]: "POST",
+        NAMED["x-servingplan-budget"]: "\u00e9",
+        "other": "x",
+    }
+    metadata = {"servingplan.class": {"x-class": "code", ":path": "/"}, "servingplan.request": {"model": "m"}} | hint(
+        "1.1.1.1:1"
+    )
+    told = protocol.read_told(with_body(attributes, metadata, protocol_config={"request_body_mode": 2}), BodyMode.NONE)
+    assert told == protocol.Opening(
+        headers={
+            "x-class": b"code",
+            ":path": b"/v1/completions",
+            ":method": b"POST",
+            "x-servingplan-budget": "\u00e9".encode(),
+        },
+        is_whole=False,
+        mode=BodyMode.BUFFERED,
+        subset=frozenset({"1.1.1.1:1"}),
+        model="m",
+    )
+
+
+def test_a_header_that_is_not_there_is_told_apart_from_an_empty_one():
+    told = protocol.read_told(with_body({NAMED["x-request-id"]: ""}), BodyMode.BUFFERED)
+    assert told is not None
+    assert (told.headers, told.mode) == ({"x-request-id": b""}, BodyMode.BUFFERED)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"servingplan.class": {"x-class": "code"}}], ids=repr)
+def test_a_body_beside_which_nothing_is_told_is_no_opening(metadata):
+    assert protocol.read_told(with_body(None, metadata), BodyMode.BUFFERED) is None
+
+
+def test_every_header_that_a_decision_reads_is_told():
+    constants = {name: value for name, value in vars(asking).items() if name.endswith(("_HEADER", "_HEADERS"))}
+    read = {header for value in constants.values() for header in ([value] if isinstance(value, str) else value)}
+    assert read | {"x-request-id"} == set(ASKED_HEADERS)
+    assert set(ATTRIBUTES.values()) == {":path", ":method", *ASKED_HEADERS}
 
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"1.5", b"ten", b"9" * 40, "٣".encode()])

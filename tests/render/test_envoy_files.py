@@ -10,6 +10,7 @@ import yaml
 
 from servingplan.api.routing_table import ClassEntry, Engine, ModelEntry, Picker, Pool, RoutingTable
 from servingplan.render.envoy import BootstrapPaths, bootstrap, dump, files
+from servingplan.render.envoy.bootstrap import BODY_LIMIT_BYTES
 
 ALL = 1_000_000
 
@@ -208,11 +209,33 @@ def test_a_pick_is_routed_before_the_weights_of_its_class_or_model_and_under_the
         ("chat", None),
     ]
     picks = [route for route in found if "cluster" in route.get("route", {})]
+    picked = {"filter": "envoy.lb", "path": [{"key": DESTINATION}], "value": {"present_match": True}}
     for route in picks:
-        assert {"name": DESTINATION, "present_match": True} in route["match"]["headers"]
+        assert picked in route["match"]["dynamic_metadata"]
         assert route["request_headers_to_remove"] == [DESTINATION]
     others = [route for route in found if route not in picks]
     assert DESTINATION not in json.dumps(others)
+
+
+def test_no_header_of_a_client_leads_to_a_route_of_picks() -> None:
+    for route in routes(table(picker=PICKER)):
+        assert DESTINATION not in [header["name"] for header in route["match"].get("headers", ())]
+
+
+def test_what_tells_the_classes_is_told_to_the_picker_and_nothing_where_there_is_none() -> None:
+    def told(*labels: dict[str, str], picker: Picker | None = PICKER) -> list[str] | None:
+        classes = tuple(ClassEntry(name=f"c{number}", headers=headers) for number, headers in enumerate(labels))
+        (resource,) = yaml.safe_load(files(table(classes=classes, picker=picker))["rds.yaml"])["resources"]
+        (host,) = resource["virtual_hosts"]
+        if "typed_per_filter_config" not in host:
+            return None
+        rules = host["typed_per_filter_config"]["envoy.filters.http.header_to_metadata"]["request_rules"]
+        assert all(rule["on_header_present"]["key"] == rule["header"] for rule in rules)
+        return [rule["header"] for rule in rules]
+
+    assert told({"x-b": "1", "x-a": "1"}, {"x-a": "2"}, {}) == ["x-a", "x-b"]
+    assert told({}) is None
+    assert told({"x-a": "1"}, picker=None) is None
 
 
 def test_a_pick_is_tried_again_and_waited_for_as_the_weights_are() -> None:
@@ -261,11 +284,14 @@ def test_the_picker_is_never_waited_for_long_nor_asked_in_vain() -> None:
     (limits,) = cluster["circuit_breakers"]["thresholds"]
     assert min(limits["max_requests"], limits["max_pending_requests"], limits["max_connections"]) >= 100_000
     filters = beside["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
-    (asking,) = [each["typed_config"] for each in filters if each["name"] == "envoy.filters.http.ext_proc"]
+    names = [each["name"].rpartition(".")[2] for each in filters]
+    assert names == ["json_to_metadata", "match_delegate", "header_to_metadata", "ext_proc", "buffer", "router"]
+    asking, holding = (each["typed_config"] for each in filters[3:5])
     assert asking["failure_mode_allow"]
     assert asking["grpc_service"]["envoy_grpc"]["cluster_name"] == "router/picker"
-    assert asking["processing_mode"]["request_header_mode"] == "SEND"
+    assert asking["processing_mode"]["request_header_mode"] == "SKIP", "it would be a message that decides nothing"
     assert asking["processing_mode"]["request_body_mode"] == "BUFFERED"
+    assert holding["max_request_bytes"] == BODY_LIMIT_BYTES
 
 
 def test_the_bootstrap_shares_no_value_by_reference_and_keeps_the_administration_on_loopback():

@@ -49,7 +49,7 @@ def test_without_a_picker_the_pod_is_envoy_alone_and_has_no_account(made: dict[s
     (envoy,) = spec["containers"]
     assert spec["serviceAccountName"] == "default", "left out, the API server would keep the account that is gone"
     assert [volume["name"] for volume in spec["volumes"]] == ["routing"]
-    assert filters(envoy) == ["envoy.filters.http.json_to_metadata", "envoy.filters.http.router"]
+    assert [name.rpartition(".")[2] for name in filters(envoy)] == ["json_to_metadata", "match_delegate", "router"]
 
 
 def test_the_account_comes_before_the_pods_that_run_under_it() -> None:

@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from servingplan.api.routing_table import RoutingTable
 from servingplan.render.envoy import BootstrapPaths, bootstrap, dump, files
-from servingplan.render.envoy.picker import DESTINATION, MESSAGE_TIMEOUT
+from servingplan.render.envoy.picker import ATTRIBUTES, CLASS_METADATA, DESTINATION, MESSAGE_TIMEOUT
 from testbed.names import NameServer
 
 ENVOY = Path(envoy.__path__[0]) / "_bin" / "envoy"
@@ -208,15 +208,19 @@ class Picker:
     """A stand-in for the picker: a real gRPC server on a Unix socket that answers every request as its mode says.
 
     Attributes:
-        mode: ``pick``, ``none`` (answers without a pick), ``refuse`` (429), ``error`` (of gRPC) or ``hang``.
+        mode: ``pick``, ``none`` (answers without a pick), ``refuse`` (429), ``error`` (of gRPC), ``hang`` or ``nonsense``.
         pick: Addresses in order.
         receipt: Text for the receipt; empty for none.
-        seen: Headers, body and the model that Envoy read, of every request that was shown.
+        seen: What is told of the headers, body and the model that Envoy read, of every request that was shown.
+        kinds: What kind of message each was.
+        open: The streams that have not ended.
     """
 
     def __init__(self, socket: str) -> None:
         self.mode, self.pick, self.receipt = "pick", [], ""
         self.seen: list[tuple[dict[str, str], bytes, str]] = []
+        self.kinds: list[str | None] = []
+        self.open: set[object] = set()
         self._socket = socket
         self._released = threading.Event()
         self._server: grpc.Server | None = None
@@ -249,23 +253,31 @@ class Picker:
         self._health.set("", status)
 
     def _process(self, messages: Iterator[ProcessingRequest], context: grpc.ServicerContext) -> Iterator[ProcessingResponse]:
-        mode, headers, model = self.mode, {}, ""
-        for message in messages:
-            if mode == "error":
-                context.abort(grpc.StatusCode.INTERNAL, "as the test wants it")
-            if mode == "hang":
-                self._released.wait()
-            if message.HasField("request_headers"):
-                fields = message.request_headers.headers.headers
-                headers = {field.key: (field.raw_value or field.value.encode()).decode() for field in fields}
-                model = message.metadata_context.filter_metadata["servingplan.request"].fields["model"].string_value
-                if not message.request_headers.end_of_stream:
-                    yield ProcessingResponse(request_headers={})
+        mode, stream = self.mode, object()
+        self.open.add(stream)
+        try:
+            for message in messages:
+                self.kinds.append(message.WhichOneof("request"))
+                if mode == "error":
+                    context.abort(grpc.StatusCode.INTERNAL, "as the test wants it")
+                if mode == "hang":
+                    while self.mode == mode and not self._released.wait(0.01):
+                        pass
+                    return
+                if mode == "nonsense":
+                    yield ProcessingResponse(response_trailers={})
                     continue
-                yield self._answer("request_headers", mode)
-            else:
-                self.seen.append((headers, message.request_body.body, model))
+                self.seen.append(self._read(message))
                 yield self._answer("request_body", mode)
+        finally:
+            self.open.discard(stream)
+
+    @staticmethod
+    def _read(message: ProcessingRequest) -> tuple[dict[str, str], bytes, str]:
+        metadata = message.metadata_context.filter_metadata
+        told = {ATTRIBUTES[name]: text for name, text in message.attributes["envoy.filters.http.ext_proc"].items()}
+        model = metadata["servingplan.request"].fields["model"].string_value
+        return told | dict(metadata[CLASS_METADATA]), message.request_body.body, model
 
     def _answer(self, field: str, mode: str) -> ProcessingResponse:
         if mode == "refuse":

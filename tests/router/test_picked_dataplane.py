@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import grpc
 import pytest
 
 from servingplan.api.routing_table import ClassEntry, ModelEntry, Pool, RoutingTable, whole_weights
 from servingplan.api.routing_table import Picker as PickerEntry
 from servingplan.render.envoy import files
-from servingplan.render.envoy.picker import DESTINATION
+from servingplan.render.envoy.bootstrap import BODY_LIMIT_BYTES
+from servingplan.render.envoy.picker import ASKED_HEADERS, DESTINATION
 
 CHAT, CODE = "/v1/chat/completions", {"x-request-class": "code"}
 ALL = 1_000_000
@@ -42,7 +47,12 @@ def address(upstream: Any) -> str:
 def table(pods) -> Callable[..., RoutingTable]:
     """A table over a pool of two pods, which are pools of one each here, and one of one."""
 
-    def make(explain: bool = False, shed: float = 0.0, code: Mapping[str, float] | None = None) -> RoutingTable:
+    def make(
+        explain: bool = False,
+        shed: float = 0.0,
+        code: Mapping[str, float] | None = None,
+        labels: Mapping[str, str] = CODE,
+    ) -> RoutingTable:
         def pool(name: str) -> Pool:
             return Pool(name=name, setup=name, address=pods[name].address, port=pods[name].port)
 
@@ -55,7 +65,7 @@ def table(pods) -> Callable[..., RoutingTable]:
                 ModelEntry(name="small", pools=(pool("s1"),), weights={"s1": ALL}),
             ),
             classes=(
-                ClassEntry(name="code", headers=CODE, weights=whole_weights(dict(code or {"l1": 1})), shed=shed),
+                ClassEntry(name="code", headers=dict(labels), weights=whole_weights(dict(code or {"l1": 1})), shed=shed),
                 ClassEntry(name="chat", weights={"s1": ALL}),
             ),
             picker=PickerEntry(per_dollar=0, per_second=0, explain=explain),
@@ -81,7 +91,9 @@ def picking(shared, table, until):
     until(lambda: is_asked(router, picker), "Envoy asks the picker")
     # What is ejected is picked all the same, but would not be fallen back on.
     until(lambda: router.stat("cluster.picked.outlier_detection.ejections_active") == 0, "nobody is ejected", 40)
+    until(lambda: not picker.open, "all streams have ended")
     picker.seen.clear()
+    picker.kinds.clear()
     return router, picker
 
 
@@ -102,6 +114,21 @@ def ask(router, body: Any = None, headers: Mapping[str, str] | None = None) -> t
             return await _ask(session, router, body, headers or {})
 
     return asyncio.run(once())
+
+
+def plainly(router, headers: Iterable[tuple[str, bytes]], body: Any) -> bytes:
+    """The answer to a request whose headers may be repeated and hold any byte, and whose body may come in parts."""
+    parts = urlsplit(router.url)
+    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=HANGS_AT_MOST_S)
+    with closing(connection):
+        connection.putrequest("POST", CHAT)
+        for name, value in headers:
+            connection.putheader(name, value)
+        in_parts = body is not None and not isinstance(body, bytes)
+        if body is not None:
+            connection.putheader(*(("transfer-encoding", "chunked") if in_parts else ("content-length", str(len(body)))))
+        connection.endheaders(body, encode_chunked=in_parts)
+        return connection.getresponse().read()
 
 
 def answered_by(router, body: Any = None, headers: Mapping[str, str] | None = None) -> str | int:
@@ -141,7 +168,115 @@ def test_the_picker_is_shown_the_body_and_the_model_and_the_pod_is_not_shown_the
     ((headers, body, model),) = picker.seen
     assert (headers[":path"], headers["x-request-class"], model) == (CHAT, "code", "large.v1")
     assert json.loads(body)["prompt"] == "p" * 100_000
-    assert DESTINATION not in {name.lower() for name in json.loads(text)["headers"]}
+    assert picker.kinds == ["request_body"], "headers of their own would cost a second message"
+    received = {name.lower(): value for name, value in json.loads(text)["headers"].items()}
+    assert received["content-length"] == str(len(body))
+    assert DESTINATION not in received
+
+
+def test_the_picker_is_told_the_headers_that_a_decision_reads_and_no_others(picking, pods):
+    router, picker = picking
+    picker.pick = [address(pods["l2"])]
+    sent = {name: "7" for name in ASKED_HEADERS if name != "x-servingplan-budget"}
+    ask(router, None, CODE | sent | {"authorization": "Bearer secret", "cookie": "secret"})
+    ((headers, _, _),) = picker.seen
+    assert headers == {":path": CHAT, ":method": "POST"} | sent | CODE
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ([("x-servingplan-e2e-ms", b"5"), ("x-servingplan-e2e-ms", b"7")], {"x-servingplan-e2e-ms": "5,7"}),
+        ([("x-servingplan-e2e-ms", b"")], {"x-servingplan-e2e-ms": ""}),
+        ([("x-servingplan-e2e-ms", b"\xff7")], {"x-servingplan-e2e-ms": "\ufffd"}),
+        ([("x-servingplan-e2e-ms", "\u00e9".encode())], {"x-servingplan-e2e-ms": "\u00e9"}),
+        ([("x-request-class", b"code"), ("x-request-class", b"code")], {"x-request-class": "code,code"}),
+        ([("x-request-class", b"code\xff")], {}),
+        ([("x-request-class", b"")], {}),
+        ([("x-request-class", b"it's \\1 $1")], {"x-request-class": "it's \\1 $1"}),
+    ],
+    ids=repr,
+)
+def test_whatever_a_header_holds_the_request_is_shown(picking, pods, sent, told):
+    router, picker = picking
+    picker.pick = [address(pods["l2"])]
+    assert json.loads(plainly(router, sent, b"{}"))["upstream"] == "l2"
+    ((headers, _, _),) = picker.seen
+    assert {name: value for name, value in headers.items() if name in dict(sent)} == told
+
+
+def test_a_class_that_comes_later_has_its_headers_told(picking, pods, table):
+    router, picker = picking
+    later = {"x-kind": "code", "x-tier": "gold"}
+    ask(router, None, later)
+    router.serve(table(labels=later))
+    picker.seen.clear()
+    ask(router, None, later | CODE)
+    ((headers, _, _),) = picker.seen
+    assert later.items() <= headers.items()
+    assert not CODE.keys() & headers.keys(), "it tells no class any more"
+
+
+def test_a_request_without_a_body_goes_by_the_weights(picking, pods):
+    router, picker = picking
+    picker.pick = [address(pods["l2"])]
+    assert json.loads(plainly(router, [], None))["upstream"] == "s1"
+    assert picker.seen == []
+
+
+def test_a_body_in_parts_is_shown_whole_and_an_empty_one_too(picking, pods):
+    router, picker = picking
+    picker.pick = [address(pods["l2"])]
+    for parts in ([b"{", b'"a": 1', b"}"], [], [b"x" * 100_000] * 5):
+        assert json.loads(plainly(router, [], iter(parts)))["bytes"] == len(b"".join(parts))
+        assert picker.seen[-1][1] == b"".join(parts)
+
+
+def test_a_body_over_the_limit_is_refused_and_not_shown(picking):
+    router, picker = picking
+    status, _, text = ask(router, {"prompt": "p" * BODY_LIMIT_BYTES})
+    assert (status, json.loads(text)["error"]["type"]) == (413, "BadRequestError")
+    assert picker.seen == []
+
+
+def test_http2_is_picked_for_alike(picking, pods):
+    router, picker = picking
+    picker.pick = [address(pods["l2"])]
+    before = pods["l2"].requests
+    with grpc.insecure_channel(router.url.removeprefix("http://")) as channel, pytest.raises(grpc.RpcError):
+        # The pod's answer is none of gRPC's, which is the only thing wrong with it.
+        channel.unary_unary(CHAT)(b"{}", metadata=tuple(CODE.items()), timeout=HANGS_AT_MOST_S)
+    ((headers, body, _),) = picker.seen
+    assert (headers["x-request-class"], body[5:]) == ("code", b"{}")
+    assert pods["l2"].requests == before + 1
+
+
+@pytest.mark.parametrize("end", ["answered", "abandoned", "retried"])
+def test_the_picker_hears_of_the_end_of_an_answer_when_it_ends(picking, pods, until, end):
+    router, picker = picking
+    picker.pick = [address(pods["l1"]), address(pods["l2"])]
+    pods["l1"].mode, pods["l2"].mode = ("reset" if end == "retried" else "hold"), "hold"
+    holding = pods["l2" if end == "retried" else "l1"]
+    holding.released.clear()
+
+    async def scenario() -> None:
+        async with aiohttp.ClientSession() as session:
+            answer = await session.post(router.url + CHAT, json={}, headers=CODE)
+            assert await answer.content.readline()
+            assert await answer.content.readline()
+            assert len(picker.open) == 1
+            if end == "abandoned":
+                answer.close()
+            else:
+                holding.released.set()
+                assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+            await asyncio.to_thread(until, lambda: not picker.open, "the stream has ended")
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        holding.released.set()
+    assert picker.kinds == ["request_body"]
 
 
 def test_what_no_pod_may_answer_is_not_shown_to_the_picker(picking):
@@ -242,7 +377,7 @@ def test_a_refusal_of_the_picker_reaches_the_client_and_counts_for_the_class(pic
     assert count() == before + 10
 
 
-@pytest.mark.parametrize("mode", ["none", "error", "hang"])
+@pytest.mark.parametrize("mode", ["none", "error", "hang", "nonsense"])
 def test_without_a_pick_the_weights_hold(picking, mode):
     router, picker = picking
     picker.mode = mode

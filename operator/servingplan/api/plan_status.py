@@ -91,12 +91,26 @@ class AllocationStatus(Object):
     calibration: CalibrationStatus | None = Field(default=None, description="What live latency has taught about this setup.")
 
 
+class PickedStatus(Object):
+    """What pickers make of a class, as plans take it into account: the operator's memory, which it reads back."""
+
+    time: str = Field(json_schema_extra={"format": "date-time"}, description="When it last moved.")
+    shares: dict[str, str] = Field(default_factory=dict, description="Share of the class by model that pickers sent there.")
+    gains: dict[str, str] = Field(
+        default_factory=dict, description="Quality that choosing the model by the request is worth, by the model."
+    )
+
+
 class RouteStatus(Object):
     """Where one class goes."""
 
     request_class: str = Field(alias="class", description="Request class.")
     weights: dict[str, str] = Field(default_factory=dict, description="Share of the class by model; with shed it sums to 1.")
     shed: str = Field(default="0", description="Share of the class that is refused with 429.")
+    picked: PickedStatus | None = Field(default=None, description="What pickers make of the class; none without a picker.")
+    distance: str | None = Field(
+        default=None, description="Share of the class that pickers sent to other models than the weights say, of late."
+    )
 
 
 class DemandStatus(Object):
@@ -187,7 +201,11 @@ class ObjectiveStatus(Object):
 
     quality: str = Field(description="Mean quality of the answers, weighted by class.")
     cost_per_hour: str = Field(description="Cost of the accelerators in use.")
-    bound: str | None = Field(default=None, description="Proven upper bound on the quality.")
+    choice: str | None = Field(
+        default=None,
+        description="What choosing by the request is worth beyond it, in quality and in money saved; none without a picker.",
+    )
+    bound: str | None = Field(default=None, description="Proven upper bound on the quality with what choosing is worth.")
     gap: str | None = Field(default=None, description="Relative distance between the bound and the plan.")
 
 

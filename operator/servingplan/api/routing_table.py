@@ -43,7 +43,7 @@ class Pool(_Table):
         name: Name of the setup's Deployment and Service.
         address: DNS name that resolves to the ready replicas.
         price: Congestion price of one request per second on this setup, in quality per request.
-        engine: How fast a replica is; None in the tables of earlier versions.
+        engine: How fast a replica is, for pickers; None where there are none.
         input_price: Dollars per prompt token.
         output_price: Dollars per output token.
     """

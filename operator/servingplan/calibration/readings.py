@@ -153,6 +153,29 @@ class RateHistory:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """Where the pickers of a plan sent the requests of one class of late, of those that left the choice of the model to them.
+
+    Attributes:
+        requests: Choices that the figures rest on.
+        shares: Fraction of them by model; those of a model that is left out are none.
+        gains: By model, what it is worth that the picker chose it by the request, per request that was sent there and in units
+            of quality: by how much its lead in predicted quality over the class's other models is greater for these requests
+            than for all requests of the class. The others count as the picker used them. 0 where every request of the class
+            is expected to do alike. A model that is left out gains nothing.
+        window_s: Length of the time that they were made in.
+        age_s: Age of the newest sample of the picker that is behind the others.
+    """
+
+    request_class: str
+    requests: float
+    shares: dict[str, float]
+    gains: dict[str, float] = field(default_factory=dict)
+    window_s: float = 300.0
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Readings:
     """Everything that was measured of one plan at one time.
 
@@ -165,6 +188,7 @@ class Readings:
         aliases: Which of its names every series was found by, by what it is needed for.
         taken_s: When, in seconds since the epoch, by the clock of Prometheus.
         window_s: Length of the window that the pools' figures are of.
+        chosen: What pickers made of the classes; absent where unknown, and where nothing was chosen.
     """
 
     found: Found
@@ -175,6 +199,7 @@ class Readings:
     aliases: dict[str, str] = field(default_factory=dict)
     taken_s: float = 0.0
     window_s: float = 60.0
+    chosen: dict[str, Chosen] = field(default_factory=dict)
 
     @property
     def age_s(self) -> float | None:

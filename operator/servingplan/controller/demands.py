@@ -10,8 +10,9 @@ from servingplan.calibration.lengths import scaled
 from servingplan.calibration.setup import corrected
 from servingplan.controller.case import Case
 from servingplan.latency.profile import TokenMix, blend
-from servingplan.planning.build import plan_demand, service_level
-from servingplan.planning.problem import ClassDemand, ModelOption, PlanDemand
+from servingplan.planning.build import choices, plan_demand, service_level
+from servingplan.planning.problem import Choice, ClassDemand, ModelOption, PlanDemand
+from servingplan.render import picking
 
 IDLE_RPS = 1e-3
 _LEAST_QUALITY = 1e-3
@@ -82,7 +83,28 @@ def _measured(case: Case, rates: dict[str, float], named: dict[str, float]) -> P
         )
         for entry in base.classes
     )
-    return _with_named(case, replace(base, classes=classes, models=_corrected(case, base.models)), named)
+    found = replace(base, classes=classes, models=_corrected(case, base.models))
+    return _with_named(case, _with_choices(case, found), named)
+
+
+def _with_choices(case: Case, demand: PlanDemand) -> PlanDemand:
+    """The demand with what pickers make of the classes; as it is where there are none."""
+    held = case.memory.choices
+    facts = picking.pool_facts(case.spec, demand) if held else {}
+    weighs = picking.picker(case.spec, facts, picking.declared_mix(case.spec, demand)) if facts else None
+    if weighs is None:
+        return demand
+
+    def chosen(entry: ClassDemand) -> dict[str, Choice]:
+        open_to = [m for m in demand.models if m.setups and m.quality[entry.name] >= entry.min_quality]
+        scores = {model.name: model.quality[entry.name] for model in open_to}
+        prices = {
+            name: min(fact.request_price(entry.mix) for (model, _), fact in facts.items() if model == name) for name in scores
+        }
+        money = {name: weighs.per_dollar * price for name, price in prices.items()}
+        return choices(held[entry.name].shares, held[entry.name].gains, scores, money)
+
+    return replace(demand, classes=tuple(replace(e, chosen=chosen(e)) if e.name in held else e for e in demand.classes))
 
 
 def _scaled(mix: TokenMix, memory: DemandMemory, name: str) -> TokenMix:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from statistics import fmean, pvariance
 
+from servingplan.calibration.choices import follow_choices
 from servingplan.calibration.demand import DemandSettings, follow_demand
 from servingplan.calibration.lengths import as_measured
 from servingplan.calibration.memory import SetupMemory
@@ -42,6 +43,8 @@ class Learnt:
 
 def learnt(case: Case, policy: Policy, now_s: float) -> Learnt:
     """What one look at the world adds to the memory of a plan; nothing where the metrics say nothing."""
+    if case.spec.router.policy == "Weights":
+        case = replace(case, memory=replace(case.memory, choices={}))
     if case.readings.found is not Found.FOUND:
         return Learnt(case.memory)
     memory, news = case.memory, []
@@ -51,6 +54,8 @@ def learnt(case: Case, policy: Policy, now_s: float) -> Learnt:
         followed, reason = follow_demand(memory.demand, case.readings, declared, sent(case), _horizon_s(case, policy), settings)
         memory = replace(memory, demand=followed)
         news += [reason] if reason else []
+    memory, moved = _with_choices(case, memory)
+    news += moved
     burning = burns(case)
     memory = _judged(replace(case, memory=memory), now_s)
     if (spare := demands.headroom(replace(case, memory=memory))) != demands.headroom(case):
@@ -60,6 +65,17 @@ def learnt(case: Case, policy: Policy, now_s: float) -> Learnt:
         memory, corrected = _calibrated(replace(case, memory=memory), memory, now_s)
         news += corrected
     return Learnt(memory, tuple(news), burning)
+
+
+def _with_choices(case: Case, memory: Memory) -> tuple[Memory, tuple[str, ...]]:
+    """The memory with what pickers choose of late, and what moved."""
+    if case.spec.router.policy == "Weights":
+        return memory, ()
+    classes = {entry.name for entry in case.spec.request_classes}
+    held = {name: each for name, each in memory.choices.items() if name in classes}
+    seen = {name: each for name, each in case.readings.chosen.items() if name in classes}
+    after, news = follow_choices(held, seen, case.readings.taken_s)
+    return replace(memory, choices=after), news
 
 
 def sent(case: Case) -> dict[str, dict[str, float]]:

@@ -96,6 +96,7 @@ class Meter:
             models=tuple(model.name for model in spec.models),
             ready_since={pod.name: pod.ready_changed_s for pod in mine},
             routers=tuple(pod.name for pod in mine if pod.component == router.COMPONENT),
+            picks=spec.router.policy == "Online",
         )
 
     def _source(self, metrics: v1alpha1.Metrics) -> Source | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from servingplan.api import plan_status
-from servingplan.calibration import demand, written
+from servingplan.calibration import choices, demand, written
+from servingplan.calibration.choices import HeldChoice
 from servingplan.calibration.demand import DemandMemory
 from servingplan.calibration.memory import SetupMemory
 from servingplan.controller.times import seconds_of
@@ -58,6 +59,7 @@ class Memory:
 
     Attributes:
         setups: By (model, setup).
+        choices: What pickers make of the classes.
         learnt_s: When corrections were last learnt, in seconds since the epoch; 0 for never.
         judged_s: When the latency was last held against the SLOs.
         headroom: Multiple of the measured load that is planned for.
@@ -66,6 +68,7 @@ class Memory:
 
     setups: dict[SetupKey, Kept] = field(default_factory=dict)
     demand: DemandMemory = field(default_factory=DemandMemory)
+    choices: dict[str, HeldChoice] = field(default_factory=dict)
     learnt_s: float = 0.0
     judged_s: float = 0.0
     headroom: float = 1.0
@@ -93,6 +96,7 @@ def recall(plan: PlanObject) -> Memory:
     return Memory(
         setups={(entry.model, entry.setup): _kept(entry) for entry in status.allocations},
         demand=demand.from_status(status.demand),
+        choices={entry.request_class: held for entry in status.routes if (held := _held(entry.picked))},
         learnt_s=seconds_of(metrics.time or ""),
         judged_s=seconds_of(metrics.judged or ""),
         headroom=_factor(metrics.headroom),
@@ -107,6 +111,10 @@ def _factor(text: str | None) -> float:
         return max(1.0, float(text or 1))
     except ValueError:
         return 1.0
+
+
+def _held(picked: plan_status.PickedStatus | None) -> HeldChoice | None:
+    return choices.from_status(picked, seconds_of(picked.time)) if picked else None
 
 
 def _kept(entry: plan_status.AllocationStatus) -> Kept:

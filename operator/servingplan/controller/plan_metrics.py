@@ -25,6 +25,7 @@ PLAN_METRICS: dict[str, tuple[Labels, str]] = {
     "servingplan_plan_cost_per_hour": ((), "Cost of the accelerators that the plan uses."),
     "servingplan_plan_gap": ((), "Relative distance between the plan's quality and its proven upper bound."),
     "servingplan_plan_shed_ratio": (("class",), "Share of a class that is refused."),
+    "servingplan_share_distance": (("class",), "Share of a class that pickers sent to other models than planned."),
     "servingplan_accelerator_units": (("accelerator",), "Accelerator units that the plan's replicas take."),
     "servingplan_replicas": ((*_POOL, "state"), "Replicas: wanted by the plan, asked for at the moment, and ready."),
     "servingplan_replicas_given_up": (_POOL, "Attempts in a row to start replicas that did not become ready in time."),
@@ -66,6 +67,7 @@ def of_status(status: Mapping[str, Any]) -> Samples:
         _put_allocation(put, entry)
     for entry in status.get("routes") or ():
         put("plan_shed_ratio", (entry["class"],), entry.get("shed"))
+        put("share_distance", (entry["class"],), entry.get("distance"))
         for model, share in (entry.get("weights") or {}).items():
             put("weight_ratio", (entry["class"], model, ""), share)
     for entry in status.get("demand") or ():

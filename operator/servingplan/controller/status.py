@@ -9,12 +9,13 @@ What is remembered from one pass to the next stands here too (``controller.memor
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from servingplan.api import plan_status
 from servingplan.api import v1alpha1 as api
-from servingplan.calibration import demand, written
-from servingplan.calibration.readings import Found, Readings
+from servingplan.calibration import choices, demand, written
+from servingplan.calibration.readings import Chosen, Found, Readings
 from servingplan.controller.choose import Cause
 from servingplan.controller.conditions import Finding, findings
 from servingplan.controller.decide import Decision
@@ -27,6 +28,7 @@ from servingplan.planning.problem import Prediction
 from servingplan.render import names
 
 HISTORY = 10
+_NEAR_SHARE = 0.02
 _CALM = 0.2
 """A measured latency is written anew when it has moved by more than this fraction."""
 
@@ -57,7 +59,7 @@ def status(
     readings = world.readings_of(plan.key)
     found |= {
         "allocations": _allocations(plan, decision, readings),
-        "routes": _routes(decision),
+        "routes": _routes(plan, decision, readings),
         "objective": _objective(plan, decision),
         "demand": demand.to_status(decision.memory.demand),
         "metrics": _metrics(plan, decision, readings),
@@ -186,15 +188,31 @@ def _calm(found: dict[str, str] | None, before: dict[str, str] | None, time: str
     return found | {"time": time} if moved else before
 
 
-def _routes(decision: Decision) -> list[dict[str, Any]]:
-    return [
-        {
+def _routes(plan: PlanObject, decision: Decision, readings: Readings) -> list[dict[str, Any]]:
+    before = {entry["class"]: entry.get("distance") for entry in plan.status.get("routes", [])}
+    found = []
+    for entry in decision.table.classes:
+        held = decision.memory.choices.get(entry.name)
+        route: dict[str, Any] = {
             "class": entry.name,
             "weights": {name: shown(share) for name, share in sorted(entry.shares.items())},
             "shed": shown(entry.shed),
         }
-        for entry in decision.table.classes
-    ]
+        if held is not None:
+            route["picked"] = choices.to_status(held, text_of(held.moved_s))
+            route["distance"] = _distance(readings.chosen.get(entry.name), entry.shares, before.get(entry.name))
+        found.append(route)
+    return found
+
+
+def _distance(chosen: Chosen | None, planned: Mapping[str, float], before: str | None) -> str | None:
+    """The share of a class that pickers sent to other models than planned; as before while that moves little."""
+    served = sum(planned.values())
+    if chosen is None or chosen.requests < choices.ENOUGH_REQUESTS or served <= 0:
+        return before
+    models = chosen.shares.keys() | planned.keys()
+    apart = sum(abs(chosen.shares.get(model, 0.0) - planned.get(model, 0.0) / served) for model in models) / 2
+    return before if before is not None and abs(apart - float(before)) <= _NEAR_SHARE else f"{apart:.2f}"
 
 
 def _objective(plan: PlanObject, decision: Decision) -> dict[str, str]:
@@ -202,10 +220,11 @@ def _objective(plan: PlanObject, decision: Decision) -> dict[str, str]:
     if answer is None:
         kept: dict[str, str] = plan.status.get("objective") or {"quality": "0", "costPerHour": "0"}
         return kept
-    return {
+    choice = {"choice": shown(answer.choice)} if decision.memory.choices else {}
+    return choice | {
         "quality": shown(answer.quality),
         "costPerHour": shown(answer.cost_per_hour),
-        "bound": shown(answer.quality * (1 + decision.gap)),
+        "bound": shown((answer.quality + answer.choice) * (1 + decision.gap)),
         "gap": shown(decision.gap),
     }
 

@@ -22,8 +22,9 @@ def full_table(case: Case, sharing: PlanDecision | None, shed: dict[str, float])
     routes = {route.request_class: route for route in sharing.routes} if sharing else {}
     standing = {(a.model, a.setup): a.replicas for a in sharing.allocations} if sharing else dict(case.ready)
     demand = demands.routed(case)
-    facts = picking.pool_facts(spec, demand)
-    mixes = {entry.name: entry.mix for entry in demand.classes}
+    # By the weights alone nobody asks how fast a replica is, and what live metrics correct would publish the table anew.
+    facts = picking.pool_facts(spec, demand) if spec.router.policy == "Online" else {}
+    mixes = {entry.name: entry.mix for entry in (demand if facts else demands.declared(case)).classes}
 
     def entry_of(entry: v1alpha1.RequestClass) -> ClassEntry:
         route, old = routes.get(entry.name), published.get(entry.name)
@@ -78,16 +79,16 @@ def _known(spec: v1alpha1.ModelServingPlanSpec, entry: v1alpha1.RequestClass, mi
 
 
 def _pool(case: Case, key: SetupKey, prices: dict[SetupKey, float], facts: dict[SetupKey, picking.PoolFacts]) -> Pool:
-    name, known = case.pools[key], facts[key]
+    name, known = case.pools[key], facts.get(key)
     return Pool(
         name=name,
         setup=key[1],
         address=names.pool_address(case.plan.owner.namespace, name),
         port=names.VLLM_PORT,
         price=prices.get(key, 0.0),
-        engine=known.engine,
-        input_price=known.input_price,
-        output_price=known.output_price,
+        engine=known.engine if known else None,
+        input_price=known.input_price if known else 0.0,
+        output_price=known.output_price if known else 0.0,
     )
 
 

@@ -5,6 +5,9 @@ reservation: exact to a millisecond, and free. The decision is made once, at the
 route: on the headers when no body is shown or the headers go on before it, on the body when Envoy holds the request back,
 on the body's last part when Envoy hands the body over in full duplex.
 
+Our own Envoy saves a message: it opens the stream with the whole body and tells beside it what is read of the headers. Any
+other stream that opens with a body goes on without a pick.
+
 Envoy closes a stream as soon as the last message is answered that it could ever send. In every mode but BUFFERED that would be
 at the pick, so the response's trailers must be asked for: model servers send none, hence it costs nothing, and it holds the
 stream open.
@@ -58,6 +61,7 @@ class Exchange:
     def __init__(self, decider: Decides, unannounced: BodyMode) -> None:
         self._decider = decider
         self._unannounced = unannounced
+        self._is_new = True
         self._opening: Opening | None = None
         self._chunks: list[bytes] = []
         self._size = 0
@@ -93,9 +97,9 @@ class Exchange:
         self._decider.finished(pick, seen if self._status else Outcome.CANCELLED, self._served)
 
     async def _request_headers(self, message: ProcessingRequest) -> Sequence[Wire]:
+        self._is_new = False
         opening = self._opening = protocol.read_opening(message, self._unannounced)
-        self._full_response = message.protocol_config.response_body_mode == BodyMode.FULL_DUPLEX_STREAMED.value
-        self._mode = opening.mode
+        self._announced(message, opening.mode)
         if not is_generation(opening):
             return [protocol.UNPICKED_HEADERS]
         self._settled = False
@@ -106,7 +110,22 @@ class Exchange:
             return [await self._settle(None, on_body=False)]
         return [] if opening.mode is BodyMode.FULL_DUPLEX_STREAMED else [protocol.GO_ON_HEADERS]
 
+    def _announced(self, message: ProcessingRequest, mode: BodyMode) -> None:
+        self._mode = mode
+        self._full_response = message.protocol_config.response_body_mode == BodyMode.FULL_DUPLEX_STREAMED.value
+
+    def _open_with_body(self, message: ProcessingRequest) -> None:
+        opening = protocol.read_told(message, self._unannounced)
+        self._announced(message, opening.mode if opening else protocol.read_mode(message, self._unannounced))
+        # In every other mode the headers have gone on, or are waited for by the reply.
+        if opening is not None and opening.mode is BodyMode.BUFFERED and is_generation(opening):
+            self._settled = False
+        self._opening = opening
+
     async def _request_body(self, message: ProcessingRequest) -> Sequence[Wire]:
+        if self._is_new:
+            self._is_new = False
+            self._open_with_body(message)
         body = message.request_body.body
         if self._mode is not BodyMode.FULL_DUPLEX_STREAMED:
             if self._settled:

@@ -19,6 +19,8 @@ from typing import Any
 
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
+from servingplan.render.envoy.picker import ATTRIBUTES, CLASS_METADATA
+
 DESTINATION = "x-gateway-destination-endpoint"
 LB_NAMESPACE = "envoy.lb"
 SERVED_KEY = "x-gateway-destination-endpoint-served"
@@ -34,6 +36,9 @@ RECEIPT_KEY = "receipt"
 
 MODEL_NAMESPACE = "servingplan.request"
 """Where Envoy writes the body's ``model`` when it reads it by itself."""
+
+ATTRIBUTES_NAMESPACE = "envoy.filters.http.ext_proc"
+"""Under which Envoy sends attributes."""
 
 CHUNK_BYTES = 62_000
 """Longest part of a body in one reply; Envoy refuses messages beyond 64 KiB in full duplex."""
@@ -119,12 +124,44 @@ def read_opening(message: ProcessingRequest, unannounced: BodyMode) -> Opening:
     for header in message.request_headers.headers.headers:
         key, value = header.key, header.raw_value or header.value.encode()
         received[key] = received[key] + b"," + value if key in received else value
-    announced = message.HasField("protocol_config")
+    return _opening(message, received, unannounced, is_whole=message.request_headers.end_of_stream)
+
+
+def read_told(message: ProcessingRequest, unannounced: BodyMode) -> Opening | None:
+    """The opening in a message that carries ``request_body`` and, as our Envoy is set up, what is read of the headers.
+
+    Args:
+        message: The first message of a stream.
+        unannounced: The body mode of an Envoy that does not announce it.
+
+    Returns:
+        With the headers of ``render.envoy.picker`` alone; None when the message tells of none.
+    """
+    if ATTRIBUTES_NAMESPACE not in message.attributes:
+        return None
+    received: dict[str, bytes] = {}
+    metadata = message.metadata_context.filter_metadata
+    if CLASS_METADATA in metadata:
+        received = {name: value.string_value.encode() for name, value in metadata[CLASS_METADATA].fields.items()}
+    for expression, value in message.attributes[ATTRIBUTES_NAMESPACE].fields.items():
+        if expression in ATTRIBUTES:
+            received[ATTRIBUTES[expression]] = value.string_value.encode()
+    return _opening(message, received, unannounced, is_whole=False)
+
+
+def read_mode(message: ProcessingRequest, unannounced: BodyMode) -> BodyMode:
+    """How the body is sent, from the first message of a stream."""
+    if not message.HasField("protocol_config"):
+        return unannounced
+    return _MODES.get(message.protocol_config.request_body_mode, unannounced)
+
+
+def _opening(message: ProcessingRequest, headers: Mapping[str, bytes], unannounced: BodyMode, *, is_whole: bool) -> Opening:
     metadata = message.metadata_context.filter_metadata if message.HasField("metadata_context") else {}
     return Opening(
-        headers=received,
-        is_whole=message.request_headers.end_of_stream,
-        mode=_MODES.get(message.protocol_config.request_body_mode, unannounced) if announced else unannounced,
+        headers=headers,
+        is_whole=is_whole,
+        mode=read_mode(message, unannounced),
         subset=_subset(metadata),
         model=_text(metadata, MODEL_NAMESPACE, "model"),
     )

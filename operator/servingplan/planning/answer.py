@@ -87,6 +87,7 @@ class Answer:
             ),
             relaxed=asked.relaxed[index],
             bindings=solution.bindings.get(index, ()),
+            choice=self._choice(entries, by_name),
         )
 
     def _quality(self, entries: list[tuple[int, ClassDemand]]) -> float:
@@ -100,6 +101,16 @@ class Answer:
                     served += mine[k].weight * rate
                     scored += mine[k].weight * rate * columns[j].model.quality[mine[k].name]
         return scored / served if served > 0 else 0.0
+
+    def _choice(self, entries: list[tuple[int, ClassDemand]], routes: dict[str, Route]) -> float:
+        """What choosing by the request is worth beyond the mean score of the answers that are given; 0 where none is."""
+        served = worth = 0.0
+        for _, entry in entries:
+            shares = routes[entry.name].by_model()
+            weight = entry.weight * entry.rate_rps
+            served += weight * sum(shares.values())
+            worth += weight * sum(each.worth * min(each.share, shares.get(name, 0.0)) for name, each in entry.chosen.items())
+        return worth / served if served > 0 else 0.0
 
     def _allocation(self, s: int) -> Allocation:
         asked, solution = self.pairs.asked, self.solution

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 
 from servingplan.api import v1alpha1 as api
 from servingplan.latency.profile import Bound, EngineProfile, Point, Slo, StepTime, TokenMix
-from servingplan.planning.problem import AcceleratorSupply, ClassDemand, ModelOption, PlanDemand, Scope, SetupOption
+from servingplan.planning.problem import AcceleratorSupply, Choice, ClassDemand, ModelOption, PlanDemand, Scope, SetupOption
 
 DEFAULT_PERCENTILE = 95.0
+LEAST_WORTH = 0.01
+"""What a choice by the request is worth where nothing more is known of it: it was made by the load and the prompt."""
+MOST_WORTH = 0.1
+"""What it is worth at most: predicted quality is not measured quality, and what pickers do depends on the plan itself."""
 
 
 def plan_demand(
@@ -64,6 +69,30 @@ def engine_profile(profile: api.Profile) -> EngineProfile:
 def service_level(slo: api.ServiceLevelObjective) -> Slo:
     """An SLO with the default percentile filled in."""
     return Slo(ttft=_bound(slo.ttft), inter_token=_bound(slo.inter_token_latency), e2e=_bound(slo.e2e))
+
+
+def choices(
+    shares: Mapping[str, float], gains: Mapping[str, float], scores: Mapping[str, float], money: Mapping[str, float]
+) -> dict[str, Choice]:
+    """What was measured of the choices by the request, as it is planned with.
+
+    A choice is worth its gain in quality, and what it saves of the money of the other model with the best score: that is where
+    the class's scores alone would send the request.
+
+    Args:
+        shares: Fraction of the class by model.
+        gains: Quality that choosing the model by the request was worth, by model.
+        scores: Score by model, of every model that the class may go to.
+        money: What a mean request costs there, in units of quality.
+    """
+    found = {}
+    for model, share in sorted(shares.items()):
+        if share > 0 and model in scores:
+            others = [other for other in sorted(scores) if other != model]
+            best = max(others, key=lambda other: scores[other], default=model)
+            worth = round(gains.get(model, 0.0) + money[best] - money[model], 3)
+            found[model] = Choice(share, min(MOST_WORTH, max(LEAST_WORTH, worth)))
+    return found
 
 
 def token_mix(entry: api.RequestClass) -> TokenMix:

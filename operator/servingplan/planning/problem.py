@@ -57,6 +57,20 @@ class ModelOption:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What those who choose a model by the request make of a class.
+
+    Attributes:
+        share: Fraction of the class that they send to the model.
+        worth: What a request is worth, in quality, beyond the model's score for the class when it is one that they send there;
+            not negative.
+    """
+
+    share: float
+    worth: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClassDemand:
     """A request class and how much of it there is.
 
@@ -65,6 +79,7 @@ class ClassDemand:
         weight: Importance per request, of quality and of who is served when not all can be.
         min_quality: The class goes to no model that scores below it.
         arrival_cv: Coefficient of variation of the times between arrivals; 1 is Poisson.
+        chosen: By model, where the class goes when it is chosen by the request; empty where only the plan's shares count.
     """
 
     name: str
@@ -74,6 +89,7 @@ class ClassDemand:
     weight: float = 1.0
     min_quality: float = 0.0
     arrival_cv: float = 1.0
+    chosen: dict[str, Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +273,7 @@ class PlanDecision:
         reason: What binds, in one sentence; empty where nothing does.
         shortages: The cheapest further accelerators with which everything would be served.
         quality: Mean score of the answers that are given, weighted by class rate and weight; 0 where none is.
+        choice: What choosing by the request is worth beyond it, by ``ClassDemand.chosen``, as far as the shares keep to it.
         relaxed: Factor on the class's SLO that the plan was made for, by class; those whose SLO some setup keeps are not in it.
         bindings: Rows that hold it back, dearest first.
     """
@@ -271,6 +288,7 @@ class PlanDecision:
     cost_per_hour: float
     relaxed: dict[str, float] = field(default_factory=dict)
     bindings: tuple[Binding, ...] = ()
+    choice: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +297,7 @@ class Plan:
 
     Attributes:
         status: ``optimal``, or ``time_limit`` with an incumbent.
-        objective: Value of the quality objective, weighted requests per second times score.
+        objective: Value of the quality objective, weighted requests per second times score with what choosing adds to it.
         bound: Proven upper bound on it, for as much refused.
         gap: Relative distance between the two.
         seconds: Time that the solver took; no part of the answer, so equal plans may differ in it.

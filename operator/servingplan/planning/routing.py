@@ -4,6 +4,11 @@
     sum_k rate_k x[k,j] / capacity[k,j] <= n[j]                 no replica is loaded beyond what its classes' SLOs allow
     w[j] >= slope v[j] + intercept n[j]                         chords of the waiting, v the utilisation
     sum_j (sum_k own rate_k x[k,j] + w[j]) <= T sum_k rate_k (1 - d[k])     mean over all requests of a plan
+    c[k,m] <= sum_{j of m} x[k,j],  c[k,m] <= share[k,m]        what the shares keep of the choices by the request
+
+A request that was chosen for a model is worth more there than the class's score says, and only as many are as were chosen:
+the worth of a share is concave. So the plan follows what pickers do as far as that costs less in the class's scores than the
+choice is worth.
 
 Written once for the plan itself, once more for every node that may be lost, and for replicas that are given.
 """
@@ -111,6 +116,11 @@ class Routing:
         self.served_row = pairs.by_class() @ self.share + self.refused == wanted
         self.load_row = load <= (replicas if slack is None else replicas + slack)
         self.rows += [self.served_row, self.load_row]
+        # What is served after a loss has no worth in any objective.
+        self._kept = _Kept.of(pairs, self.share) if only_plan is None else None
+        if self._kept:
+            self.variables.append(self._kept.part)
+            self.rows += [self._kept.chosen_row, self._kept.share_row]
         self.mean_rows: list[tuple[int, str, cp.Constraint]] = []
         for index, plan in enumerate(asked.plans):
             if plan.scope is Scope.PLAN and only_plan in {None, index}:
@@ -155,8 +165,9 @@ class Routing:
             self.mean_rows.append((index, metric, row))
 
     def quality(self) -> Terms:
-        """Weighted quality per second."""
-        return [(self.share, self._pairs.value)]
+        """Weighted quality per second, with what choosing by the request adds to it."""
+        kept = [(self._kept.part, self._kept.value)] if self._kept else []
+        return [(self.share, self._pairs.value), *kept]
 
     def refused_weight(self) -> Terms:
         """Weighted requests per second that are refused."""
@@ -164,7 +175,12 @@ class Routing:
 
     def class_value(self, compiled: Compiled) -> Vector:
         """(classes,) quality that one more request per second would add, of the last solve of a linear program for quality."""
-        return np.asarray(compiled.prices(self.served_row) / self._pairs.rate)
+        value = compiled.prices(self.served_row)
+        if self._kept:
+            # One more request brings its part of the choices along.
+            more = self._kept.most * compiled.prices(self._kept.chosen_row)
+            value = value + np.bincount(self._kept.classes, weights=more, minlength=len(value))
+        return np.asarray(value / self._pairs.rate)
 
     def reachable(self, standing: Vector) -> Vector:
         """(classes,) whether any replica is open to the class."""
@@ -183,6 +199,52 @@ class Routing:
         total = np.bincount(self._pairs.classes, weights=share, minlength=len(refused)) + refused
         total = np.where(total > 0, total, 1.0)
         return share / total[self._pairs.classes] if len(share) else share, refused / total
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The choices by the request that the shares keep, by class and model.
+
+    Attributes:
+        part: (choices,) fraction of the class that goes where it was chosen to go.
+        classes: (choices,) index of the class.
+        most: (choices,) fraction of the class that was chosen to go there.
+        value: (choices,) weighted worth per second if it were the whole class.
+    """
+
+    part: cp.Variable
+    classes: Vector
+    most: Vector
+    value: Vector
+    chosen_row: cp.Constraint
+    share_row: cp.Constraint
+
+    @classmethod
+    def of(cls, pairs: Pairs, share: cp.Variable) -> _Kept | None:
+        """Those of all classes for the models that are open to them; None where there are none."""
+        columns = pairs.asked.columns
+        at: dict[tuple[int, str], list[int]] = {}
+        for pair, (k, j) in enumerate(zip(pairs.classes, pairs.columns, strict=True)):
+            name = columns[j].model.name
+            choice = pairs.asked.classes[k][1].chosen.get(name)
+            if choice is not None and choice.share > 0 and choice.worth > 0:
+                at.setdefault((int(k), name), []).append(pair)
+        if not at:
+            return None
+        entries = [(k, pairs.asked.classes[k][1], name) for k, name in at]
+        places = [(row, pair) for row, members in enumerate(at.values()) for pair in members]
+        rows, members = (np.array(values) for values in zip(*places, strict=True))
+        part = cp.Variable(len(at), bounds=[0, None])
+        most = np.array([entry.chosen[name].share for _, entry, name in entries])
+        of_model = sp.csr_array((np.ones(len(rows)), (rows, members)), shape=(len(at), len(pairs.classes)))
+        return cls(
+            part=part,
+            classes=np.array([k for k, _, _ in entries]),
+            most=most,
+            value=np.array([entry.weight * entry.rate_rps * entry.chosen[name].worth for _, entry, name in entries]),
+            chosen_row=part <= most,
+            share_row=part <= of_model @ share,
+        )
 
 
 def _own(column: Column, metric: str, name: str) -> float:

@@ -20,6 +20,7 @@ class Asked:
         ready_since: When a pod became ready, by name, in seconds since the epoch; of one that is left out, long ago.
         routers: Names of the ready router pods. While one of them is dark its part of the arrivals is missing, and so all
             arrivals are unknown. None where they are not known; then the newest sample of any router speaks for all.
+        picks: Whether pickers beside the routers choose for every request.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Asked:
     models: tuple[str, ...] = ()
     ready_since: Mapping[str, float] = field(default_factory=dict)
     routers: tuple[str, ...] | None = None
+    picks: bool = False
 
     def is_due(self, pod: str, now_s: float, within_s: float) -> bool:
         """Whether a pod has been ready for so long that it must have been scraped."""

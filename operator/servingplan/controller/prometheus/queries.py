@@ -23,6 +23,10 @@ samples of a plan's routers; requests per second that got their first token."""
 SENT, RETRIED, COMPLETED, REFUSED = "sent", "retried", "completed", "refused"
 """Parts of the arrivals, in requests per second."""
 
+PICKERS, PICKED, EXPECTED = "pickers", "picked", "expected"
+"""Parts of the choices: times of the newest samples of pickers; requests by the model that they were sent to; the sum of the
+quality that was expected of them, by that model and any model."""
+
 HISTORY_S = 3600.0
 
 _POD = "namespace, pod"
@@ -31,6 +35,9 @@ _SENT = "envoy_vhost_route_upstream_rq_total"
 _COMPLETED = "envoy_vhost_route_upstream_rq_completed"
 _RETRIED = "envoy_vhost_route_upstream_rq_retry"
 _ENDED = "envoy_servingplan_requests_total"
+_PICKER = "servingplan_picker_streams"
+_PICKS = "servingplan_picker_picks_total"
+_EXPECTED = "servingplan_picker_predicted_quality_total"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,11 @@ class Windows:
     def arrival_s(self) -> float:
         """Of one rate of the history of arrivals."""
         return max(4 * self.scrape_s, 30.0)
+
+    @property
+    def choice_s(self) -> float:
+        """Of what pickers choose: long enough that a share of it is no accident."""
+        return max(8 * self.scrape_s, 300.0)
 
     @property
     def dark_s(self) -> float:
@@ -90,6 +102,19 @@ def arrivals(namespaces: Sequence[str], plans: Sequence[str], windows: Windows) 
             (RETRIED, _of_routers(f"rate({_RETRIED}{{{matching}}}[{span}])", route)),
             (COMPLETED, _of_routers(f"rate({_COMPLETED}{{{matching}}}[{span}])", route)),
             (REFUSED, _of_routers(f"rate({_ENDED}{{{refused}}}[{span}])", ended)),
+        ]
+    )
+
+
+def choices(namespaces: Sequence[str], windows: Windows) -> str:
+    """What pickers chose, by pod."""
+    matching, span = _of(namespaces), _duration(windows.choice_s)
+    by = {PICKED: "request_class, model", EXPECTED: "request_class, picked, model"}
+    return _joined(
+        [
+            (PICKERS, f"max by ({_POD}) ({_times(f'{_PICKER}{{{matching}}}', windows)})"),
+            (PICKED, f"max by ({_POD}, {by[PICKED]}) (increase({_PICKS}{{{matching}}}[{span}]))"),
+            (EXPECTED, f"max by ({_POD}, {by[EXPECTED]}) (increase({_EXPECTED}{{{matching}}}[{span}]))"),
         ]
     )
 

@@ -11,9 +11,10 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from servingplan.calibration.readings import Found, Readings
-from servingplan.controller.prometheus import arrivals, pods, queries
+from servingplan.controller.prometheus import arrivals, choices, pods, queries
 from servingplan.controller.prometheus.asked import Asked
 from servingplan.controller.prometheus.connection import PrometheusError, Series, Server, Source, late, not_prometheus
 from servingplan.controller.prometheus.queries import Windows
@@ -77,13 +78,18 @@ def _read(source: Source, plans: Sequence[Asked], windows: Windows, now_s: float
         every_pod = pods.pods(answer, there_s)
         for part, name in pods.observed(every_pod):
             pods.add_buckets(every_pod, part, server.instant(queries.buckets(name, namespaces, windows), there_s))
+        of_pickers = sorted({plan.namespace for plan in plans if plan.picks})
+        picks = server.instant(queries.choices(of_pickers, windows), there_s) if of_pickers else []
         steps = arrivals.Steps.ending(there_s, queries.HISTORY_S, windows.arrival_s)
         rates = server.range(queries.arrivals(namespaces, names, windows), steps.start_s, steps.end_s, steps.step_s)
-    every_router = arrivals.routers(answer, rates, steps)
-    return {
-        plan.key: _readings(plan, every_pod, every_router, windows, steps, (now_s, there_s))
-        for plan in sorted(plans, key=lambda plan: plan.key)
-    }
+    every_router, every_picker = arrivals.routers(answer, rates, steps), choices.pickers(picks)
+    found = {}
+    for plan in sorted(plans, key=lambda plan: plan.key):
+        readings = _readings(plan, every_pod, every_router, windows, steps, (now_s, there_s))
+        if plan.picks:
+            readings = replace(readings, chosen=choices.read_choices(plan, every_picker, windows, (now_s, there_s)))
+        found[plan.key] = readings
+    return found
 
 
 def _time_s(source: Source, answer: Sequence[Series]) -> float:

@@ -23,6 +23,12 @@ XDS_FOLDER = "/etc/envoy/xds"
 BODY_LIMIT_BYTES = 32 * 1024 * 1024
 """Longest request body. It is held until the model is known and again for retries; a longer one is refused with 413."""
 
+STREAM_BEGINS_S = 5.0
+"""Longest wait for the headers of a stream before another pod is asked, too. vLLM sends them at once, before it has computed
+anything, so a pod that does not is hung; but it may also be fetching an image, so whichever begins first is the answer. Three
+such waits in a row put a pod out of use. What is not streamed has no headers before its end, and can only be waited for."""
+_BOUND_HEADER = "x-envoy-upstream-rq-per-try-timeout-ms"
+
 STRIPPED_HEADERS = (DESTINATION, "x-envoy-")
 """Prefixes of headers that choose a pod, or a set of them, or change Envoy's timeouts and retries: not for clients."""
 
@@ -79,12 +85,13 @@ def bootstrap(namespace: str, plan: str, paths: BootstrapPaths | None = None, *,
     """
     paths = paths or BootstrapPaths()
     pickers = [picker_cluster(paths.picker_socket, CIRCUIT_BREAKERS)] if online else []
+    ask = asking(BODY_LIMIT_BYTES) if online else []
     return {
         "node": {"id": f"{namespace}/{plan}", "cluster": plan},
         "admin": {"address": _socket("127.0.0.1", paths.admin_port)},
         "dynamic_resources": {"cds_config": _watched(paths, "cds.yaml")},
         "static_resources": {
-            "listeners": [_requests(plan, paths, [_read_model(), *([asking()] if online else []), _ROUTER]), _metrics(paths)],
+            "listeners": [_requests(plan, paths, [_read_body(), _hurry_streams(), *ask, _ROUTER]), _metrics(paths)],
             "clusters": [_admin_cluster(paths), *pickers],
         },
         "stats_config": _stats(plan),
@@ -135,17 +142,52 @@ def _requests(plan: str, paths: BootstrapPaths, filters: list[dict[str, Any]]) -
     }
 
 
-def _read_model() -> dict[str, Any]:
-    """The filter that reads ``model`` from the body and lets the route be chosen again with it."""
-    model = {"metadata_namespace": REQUEST_METADATA, "key": "model"}
+def _read_body() -> dict[str, Any]:
+    """The filter that reads ``model`` and ``stream`` from the body and lets the route be chosen again with them."""
     return extension(
         "envoy.filters.http.json_to_metadata",
         "envoy.extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
         request_rules={
-            "rules": [{"selectors": [{"key": "model"}], "on_present": model}],
+            "rules": [
+                {"selectors": [{"key": key}], "on_present": {"metadata_namespace": REQUEST_METADATA, "key": key}}
+                for key in ("model", "stream")
+            ],
             # vLLM reads the body as JSON whatever it is called, so a charset or a missing type must not hide the model.
             "allow_content_types_regex": {"regex": ".*"},
             "allow_empty_content_type": True,
+        },
+    )
+
+
+def _hurry_streams() -> dict[str, Any]:
+    """The filter that bounds the wait for the headers of a stream: who has been read to ask for none gets no bound."""
+    streams = {
+        "input": extension(
+            "envoy.matching.inputs.dynamic_metadata",
+            "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",
+            filter=REQUEST_METADATA,
+            path=[{"key": "stream"}],
+        ),
+        "custom_match": extension(
+            "envoy.matching.matchers.metadata_matcher",
+            "envoy.extensions.matching.input_matchers.metadata.v3.Metadata",
+            value={"bool_match": True},
+        ),
+    }
+    skip = {"action": extension("skip", "envoy.extensions.filters.common.matcher.action.v3.SkipFilter")}
+    bound = {"header": {"key": _BOUND_HEADER, "value": str(round(STREAM_BEGINS_S * 1000))}}
+    return extension(
+        "envoy.filters.http.match_delegate",
+        "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+        extension_config=extension(
+            "envoy.filters.http.header_mutation",
+            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+            mutations={"request_mutations": [{"append": bound | {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}]},
+        ),
+        xds_matcher={
+            "matcher_list": {
+                "matchers": [{"predicate": {"not_matcher": {"single_predicate": streams}}, "on_match": skip}],
+            }
         },
     )
 

@@ -33,6 +33,7 @@ from servingplan.render.envoy.picker import (
     RECEIPT_METADATA,
     has_pick,
     picked_cluster,
+    telling,
     unasked,
 )
 
@@ -67,10 +68,14 @@ _RETRY_POLICY = {
     ),
 }
 
+_HEDGE_POLICY = {"hedge_on_per_try_timeout": True}
+"""A pod that is late is not given up for the one that is asked after it. The listener says who may be late."""
+
 
 def route_configuration(table: RoutingTable, revision: int) -> dict[str, Any]:
     """The route configuration of a table, which names its revision at ``/-/table``."""
     aside = {"typed_per_filter_config": unasked()} if table.picker else {}
+    told = telling(name for entry in table.classes for name in entry.headers) if table.picker else {}
     nothing = _refusal({"prefix": "/"}, 404, _error(404, "NotFoundError", "There is nothing at this path.", None))
     routes = [
         *(route | aside for route in _own_routes(table, revision)),
@@ -79,13 +84,14 @@ def route_configuration(table: RoutingTable, revision: int) -> dict[str, Any]:
         *(route for entry in _in_matching_order(table.classes) for route in _class_routes(table, entry)),
         nothing | aside,
     ]
+    # One policy for all routes: a pick has no other pool to go to, but by then it names the next pod itself.
+    host = {"name": "plan", "domains": ["*"], "retry_policy": _RETRY_POLICY, "hedge_policy": _HEDGE_POLICY, "routes": routes}
     return {
         "name": "plan",
         # A route to a cluster that is not there would lose its share; refused, the routes in place go on.
         "validate_clusters": True,
         "max_direct_response_body_size_bytes": 64 * 1024,
-        # One policy for all routes: a pick has no other pool to go to, but by then it names the next pod itself.
-        "virtual_hosts": [{"name": "plan", "domains": ["*"], "retry_policy": _RETRY_POLICY, "routes": routes}],
+        "virtual_hosts": [host | ({"typed_per_filter_config": told} if told else {})],
     }
 
 
@@ -191,7 +197,7 @@ def _picked(table: RoutingTable, match: Mapping[str, Any], model: str | None, **
     if table.picker is None:
         return []
     route: dict[str, Any] = {
-        "match": {**match, "headers": [*match["headers"], has_pick()]},
+        "match": {**match, "dynamic_metadata": [*match.get("dynamic_metadata", ()), has_pick()]},
         "metadata": {"filter_metadata": {METADATA: tags}},
         "request_headers_to_remove": [DESTINATION],
         "route": {"cluster": picked_cluster(model), "timeout": f"{table.timeout_s}s"},
