@@ -5,19 +5,32 @@ is timed. The baseline, timed in turn with it, is what the plainest rule does: o
 are over all decisions; their 95 % intervals are bootstrapped over blocks of decisions. On a busy box the time on the CPU tells
 what a decision takes, and the time on the clock how long it was kept waiting besides.
 
+A second table holds the processor time of all that is done for a chat request of 4 kB, with and without a predictor, and of its
+parts: in a tight loop, and each time after 64 MB were written. After that not even the interpreter is in the caches, which is
+worse than any pause in a real picker. The baseline there is reading the same body as JSON.
+
     python bench/picker/bench_decide.py [OUT_FOLDER]
 """
 
 import heapq
+import json
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 
+from live import estimator, layout, traffic
+from servingplan.picker import embed, table
+from servingplan.picker.body import read_prompt
+from servingplan.picker.decide import Decider, Pick
+from servingplan.picker.metrics import Metrics
+from servingplan.picker.protocol import BodyMode, Opening
 from servingplan.routing.ask import Ask, ClassRule, Outcome
 from servingplan.routing.brain import Brain
 from servingplan.routing.fleet import Endpoint, Engine, Scrape
@@ -37,6 +50,8 @@ TARGETS_US = {13: 300.0, 200: 1000.0}
 DECISIONS, WARM_UP, BLOCK = 6000, 500, 100
 RATE_RPS_EACH, SCRAPE_S = 2.3, 0.25
 BLOCKS_OF_PROMPT = 16
+REQUESTS, STAY_S = {"hot": 800, "cold": 250}, 2.0
+TO_WRITE = np.zeros(64 * 2**20, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,101 @@ def told(event: str, brain: Brain, ticket: int, at_s: float) -> float:
     return time.perf_counter() - begun
 
 
+class Kept:
+    """What a decision is made from, kept up by this benchmark in place of a cluster."""
+
+    def __init__(self, size: int, predict: embed.PromptPredictor | None) -> None:
+        self.table = layout.table(picker={"per_dollar": 1500.0, "per_second": 0.02})
+        self.predict, self.brain, self.now_s = predict, Brain(Preset.BALANCED.prices), 0.0
+        pools = [tier.pool for tier, count in zip(layout.TIERS, layout.counts(13), strict=True) for _ in range(count)]
+        members: dict[str, dict[str, bool]] = {tier.pool: {} for tier in layout.TIERS}
+        for at in range(size):
+            members[pools[at % len(pools)]][f"10.0.{at // 250}.{at % 250}:8000"] = True
+        self.brain.configure(table.endpoints(self.table, members), table.class_rules(self.table))
+
+
+def bodies(count: int, seed: int) -> list[bytes]:
+    made = traffic.Bodies(traffic.Plan(pieces=(), seed=seed))
+    return [made.next()[0].partition(b"\r\n\r\n")[2] for _ in range(count)]
+
+
+def timed_us(state: str, work: Callable[[], object]) -> float:
+    if state == "cold":
+        TO_WRITE.__iadd__(1)
+    begun = time.thread_time()
+    work()
+    return 1e6 * (time.thread_time() - begun)
+
+
+def finish(work: Coroutine[object, object, Pick]) -> Pick | None:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("a decision has let go of the event loop")
+
+
+def whole(size: int, predict: embed.PromptPredictor | None, state: str) -> tuple[float, float]:
+    """Microseconds of a request from its body to its pick, and of its end: medians."""
+    kept, rng, picked, ended = Kept(size, predict), np.random.default_rng(size), [], []
+    decider = Decider(kept, Metrics(), clock=lambda: kept.now_s, draw=rng.random)
+    headers = {":path": b"/v1/chat/completions", ":method": b"POST", "content-type": b"application/json"}
+    flying: list[tuple[float, Pick]] = []
+    scraped_s = 0.0
+    for body in bodies(REQUESTS[state], size):
+        kept.now_s += rng.exponential(1.0 / (RATE_RPS_EACH * size))
+        while scraped_s <= kept.now_s:
+            for address, running in kept.brain.in_flight().items():
+                kept.brain.observe(address, Scrape(scraped_s, running, 0.0, 0.2), scraped_s)
+            scraped_s += SCRAPE_S
+        while flying and flying[0][0] < kept.now_s - STAY_S:
+            pick = flying.pop(0)[1]
+            ended.append(timed_us(state, lambda pick=pick: decider.finished(pick, Outcome.CANCELLED, None)))
+        opening, found = Opening(headers, is_whole=False, mode=BodyMode.BUFFERED), []
+        picked.append(timed_us(state, lambda body=body, to=found, of=opening: to.append(finish(decider.decide(of, body)))))
+        if isinstance(found[0], Pick):
+            flying.append((kept.now_s, found[0]))
+    return float(np.median(picked)), float(np.median(ended)) if ended else float("nan")
+
+
+def parts(predict: embed.PromptPredictor, state: str) -> dict[str, float]:
+    """Medians of microseconds of what comes before the decision."""
+    sent = bodies(REQUESTS[state], 7)
+    texts = [read_prompt(body, 300.0).text for body in sent]
+    features = [predict.embedder.features([text]) for text in texts]
+    works = {
+        "JSON alone": (json.loads, sent),
+        "read the body": (lambda body: read_prompt(body, 300.0), sent),
+        "features": (lambda text: predict.embedder.features([text]), texts),
+        "prediction": (predict.predictor.predict, features),
+    }
+    return {name: median_us(state, work, of) for name, (work, of) in works.items()}
+
+
+def median_us(state: str, work: Callable[[Any], object], of: Sequence[object]) -> float:
+    return float(np.median([timed_us(state, lambda each=each: work(each)) for each in of]))
+
+
+def show_parts(folder: Path) -> None:
+    file, source = estimator.trained(folder)
+    predict = embed.load(file)
+    # A picker that has served for a while knows the words.
+    prose = traffic.prose().decode()
+    predict([prose[at : at + embed.WORD_CHARACTERS] for at in range(0, len(prose), embed.WORD_CHARACTERS)])
+    print(f"\nprocessor time of a chat request of 4 kB in us; predictor trained on {source}")
+    for state in REQUESTS:
+        found = parts(predict, state)
+        unit = found["JSON alone"]
+        print(f"{state:>5}: " + ", ".join(f"{name} {each:.0f} ({each / unit:.1f}x)" for name, each in found.items()))
+    print(f"{'':>5} {'endpoints':>9} {'predictor':>9} {'to the pick':>11} {'its end':>8}")
+    for state in REQUESTS:
+        for size in SIZES:
+            for name, used in (("no", None), ("yes", predict)):
+                pick, end = whole(size, used, state)
+                print(f"{state:>5} {size:9d} {name:>9} {pick:11.0f} {end:8.1f}")
+
+
 def interval(values: np.ndarray, figure: Callable[[np.ndarray], float]) -> tuple[float, float]:
     """95 % of the bootstrap over blocks of consecutive decisions."""
     blocks = values.reshape(-1, BLOCK)
@@ -139,6 +249,8 @@ def main() -> None:
         print(f" {f'{target:.0f}' if target else '-':>7} {cpu50:7.0f} {cpu99:5.0f}", end="")
         print(f" {base:10.2f} {p50 / base:9.0f} {each.event_us:8.1f}")
     draw(timed, out / "decide.png")
+    with tempfile.TemporaryDirectory() as folder:
+        show_parts(Path(folder))
 
 
 def draw(timed: list[Timed], path: Path) -> None:

@@ -95,6 +95,9 @@ class Told:
     def silent(self, _address: str, _now_s: float) -> None:
         self.silences += 1
 
+    def gone(self, _address: str, _now_s: float) -> None:
+        self.silences += 1
+
 
 @dataclass
 class Cost:

@@ -64,7 +64,8 @@ class Dictated:
     last: int = 0
 
     def pick(self, *candidates: str) -> None:
-        self.choice = Choice(candidates, 0, 200, 0.0, make_terms(candidates[0]))
+        terms = make_terms(candidates[0])
+        self.choice = Choice(candidates, 0, 200, 0.0, terms, pool=terms.pool, model=terms.model, ttft_s=terms.ttft_s)
 
     def choose(self, ask: Ask, now_s: float, draw: float) -> Choice:
         self.asks.append(ask)
@@ -115,6 +116,7 @@ class RunningPicker:
 
     Attributes:
         given: What it decides from.
+        decider: Who decides.
         target: What gRPC connects to.
     """
 
@@ -123,10 +125,10 @@ class RunningPicker:
         self._loop = loop
         self.health = Health(lambda: self.given.is_ready)
         listening = Listening(address, http_address="127.0.0.1", http_port=0, drain_s=5.0)
-        decider = Decider(self.given, self.metrics, receipts=self.receipts, **decider)
+        self.decider = Decider(self.given, self.metrics, receipts=self.receipts, **decider)
 
         async def start() -> Server:
-            server = Server(decider, self.health, self.metrics, listening)
+            server = Server(self.decider, self.health, self.metrics, listening)
             await server.start()
             return server
 

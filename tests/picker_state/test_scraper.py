@@ -27,6 +27,7 @@ class Told:
     def __init__(self) -> None:
         self.scrapes: defaultdict[str, list[Scrape]] = defaultdict(list)
         self.silences: defaultdict[str, int] = defaultdict(int)
+        self.refusals: defaultdict[str, int] = defaultdict(int)
 
     def observe(self, address: str, scrape: Scrape, now_s: float) -> None:
         assert scrape.taken_s <= now_s <= time.monotonic()
@@ -35,6 +36,10 @@ class Told:
     def silent(self, address: str, now_s: float) -> None:
         assert now_s <= time.monotonic()
         self.silences[address] += 1
+
+    def gone(self, address: str, now_s: float) -> None:
+        assert now_s <= time.monotonic()
+        self.refusals[address] += 1
 
 
 @contextlib.asynccontextmanager
@@ -134,18 +139,18 @@ def test_an_answer_that_tells_nothing_is_silence(pod: Pod) -> None:
     run(scenario())
 
 
-def test_a_pod_that_is_gone_is_silent_until_it_is_back() -> None:
+def test_a_pod_that_refuses_connections_is_gone_until_it_is_back() -> None:
     async def scenario() -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             port = taken.getsockname()[1]
         address = f"127.0.0.1:{port}"
         async with following(address) as (_, told):
-            await until(lambda: told.silences[address] >= 2)
+            await until(lambda: told.refusals[address] >= 2)
             async with serving(Pod(), ports=(port,)):
                 await until(lambda: told.scrapes[address])
-            seen = told.silences[address]
-            await until(lambda: told.silences[address] > seen)
+            seen = told.refusals[address]
+            await until(lambda: told.refusals[address] > seen)
 
     run(scenario())
 

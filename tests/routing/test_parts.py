@@ -100,6 +100,26 @@ def test_trials_of_a_silent_endpoint_that_end_without_a_sign_of_life_become_rare
     assert made.ejected(now_s) == set()
 
 
+def test_an_endpoint_that_refuses_connections_gets_nobody_until_a_scrape_succeeds():
+    made = brain(TRIO)
+    for at in range(120):
+        made.gone(A, 0.25 * at)
+        assert picked(made, 0.25 * at) == {B, C}
+    seen(made, TRIO[:1], 30.0)
+    assert made.ejected(30.0) == set()
+    made.gone(A, 30.1)
+    seen(made, TRIO[:1], 30.2)
+    assert A in picked(made, 30.2)
+
+
+def test_an_endpoint_that_fails_requests_and_then_refuses_connections_is_not_taken_back_by_a_scrape():
+    made = brain(TRIO)
+    fail(made, A, 0.0)
+    made.gone(A, 2.1)
+    seen(made, TRIO[:1], 2.2)
+    assert made.ejected(2.2) == {A}
+
+
 def test_a_scrape_does_not_take_back_an_endpoint_whose_requests_fail():
     made = brain(TRIO)
     fail(made, A, 0.0)

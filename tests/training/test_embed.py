@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from servingplan.picker import embed
-from servingplan.picker.embed import LAYOUT, SURFACE, PromptPredictor, split, surface
+from servingplan.picker.embed import LAYOUT, SURFACE, PromptPredictor, surface
 from servingplan.routing.quality import VECTOR, VECTORS
 from servingplan.training.fit import fit
 
@@ -49,7 +49,7 @@ def test_an_embedding_is_the_mean_of_the_tokens_vectors(embedder) -> None:
 def test_words_apart_give_the_tokens_of_the_text(embedder) -> None:
     encode = embed._read()[1]
     text = "The quick brown fox jumps over 13 lazy dogs, doesn't it?"
-    assert encode(text) == [token for word in text.split() for token in embedder._tokens[word]]
+    assert encode(text) == np.frombuffer(b"".join(embedder._tokens[word] for word in text.split()), np.intp).tolist()
 
 
 def test_prompts_are_told_apart_by_what_they_are_about(embedder) -> None:
@@ -75,14 +75,22 @@ def test_odd_prompts_have_finite_features(embedder, text) -> None:
 
 
 def test_long_words_are_cut() -> None:
-    assert split("a " + "b" * 50) == ["a", "b" * 24, "b" * 24, "bb"]
+    tokens = embed._Tokens(lambda word: [len(word)])
+    assert np.frombuffer(tokens["b" * 50], np.intp).tolist() == [24, 24, 2]
+    assert sorted(map(len, tokens)) == [2, 24]
+
+
+def test_the_first_words_are_counted_after_they_are_cut(embedder) -> None:
+    long = "b" * 24
+    cut, apart = embedder.features([f"{long}{long}{long}{long}{long} end", f"{long} {long} {long} {long} end"])
+    np.testing.assert_allclose(cut[VECTOR : 2 * VECTOR], apart[VECTOR : 2 * VECTOR], atol=1e-6)
 
 
 def test_what_is_remembered_of_words_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr(embed, "_MOST_KNOWN_WORDS", 10)
     tokens = embed._Tokens(lambda word: [len(word)])
     for number in range(1000):
-        assert tokens[str(number)] == [len(str(number))]
+        assert tokens[str(number)] == np.array([len(str(number))], np.intp).tobytes()
         assert len(tokens) <= 10
 
 

@@ -26,7 +26,7 @@ A value that cannot be used is refused with 400, because a budget that is silent
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from servingplan.api.routing_table import ClassEntry, RoutingTable
@@ -60,6 +60,10 @@ class Prediction:
 
     quality: Mapping[str, float]
     output_tokens: Mapping[str, float] = field(default_factory=dict)
+
+
+Predict = Callable[[Sequence[str]], Sequence[Prediction]]
+"""A predictor: what it says of each of some prompts."""
 
 
 @dataclass(frozen=True, slots=True)

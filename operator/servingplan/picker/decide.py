@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from servingplan.api.routing_table import RoutingTable
-from servingplan.picker.asking import Catalogue, Prediction, RequestClass, asks_for_receipt, make_ask
-from servingplan.picker.batch import Batcher, Predict
+from servingplan.picker.asking import Catalogue, Predict, Prediction, RequestClass, asks_for_receipt, make_ask
 from servingplan.picker.body import Prompt, read_prompt, sized_prompt
 from servingplan.picker.metrics import Metrics
 from servingplan.picker.protocol import Opening, Refusal
@@ -111,11 +110,10 @@ class Decider:
         self._source, self._metrics, self._receipts = source, metrics, receipts
         self._clock, self._draw = clock, draw
         self._catalogue: Catalogue | None = None
-        self._batcher: Batcher | None = None
         self._said_s: dict[str, float] = {}
 
     async def decide(self, opening: Opening, body: bytes | None) -> Pick | Refusal | None:
-        """A pick, a refusal, or None to let the request go on without one.
+        """A pick, a refusal, or None to let the request go on without one. It never lets go of the event loop.
 
         Args:
             opening: The beginning of the request.
@@ -123,7 +121,7 @@ class Decider:
         """
         started_s = self._clock()
         try:
-            return await self._decide(opening, body, started_s)
+            return self._decide(opening, body, started_s)
         except Exception as error:
             self._say(error, started_s)
             self._metrics.decided("", "", "", "unpicked", "error", self._clock() - started_s)
@@ -153,14 +151,14 @@ class Decider:
             self._said_s[where] = now_s
             log.error("a decision failed: %s", where)
 
-    async def _decide(self, opening: Opening, body: bytes | None, started_s: float) -> Pick | Refusal | None:
+    def _decide(self, opening: Opening, body: bytes | None, started_s: float) -> Pick | Refusal | None:
         catalogue = self._current()
         chosen = catalogue.request_class(opening.headers) if catalogue else None
         if catalogue is None or chosen is None:
             self._metrics.decided("", "", "", "unpicked", "no_table", self._clock() - started_s)
             return None
         prompt = _prompt(opening, body, chosen)
-        ask = make_ask(catalogue, chosen, opening, prompt, await self._predict(prompt))
+        ask = make_ask(catalogue, chosen, opening, prompt, self._predict(prompt))
         if isinstance(ask, Refusal):
             self._metrics.decided(chosen.entry.name, "", "", "refused", ask.reason, self._clock() - started_s)
             return ask
@@ -183,15 +181,13 @@ class Decider:
             self._catalogue = Catalogue(table)
         return self._catalogue
 
-    async def _predict(self, prompt: Prompt) -> Prediction | None:
+    def _predict(self, prompt: Prompt) -> Prediction | None:
+        """What a predictor says of a prompt. Prompts are not gathered: two together take as long as one after the other."""
         predict = self._source.predict
         if predict is None or not prompt.text:
             return None
-        if self._batcher is None:
-            self._batcher = Batcher(predict)
-        self._batcher.predict = predict
         try:
-            return await self._batcher(prompt.text)
+            return predict([prompt.text])[0]
         except Exception as error:
             self._metrics.prediction_failed(type(error).__name__)
             return None
@@ -199,15 +195,13 @@ class Decider:
     def _answer(
         self, plan: str, ask: Ask, choice: Choice, brain: Chooses, receipt: str | None, seconds: float
     ) -> Pick | Refusal:
-        name, terms = ask.request_class, choice.terms
+        name = ask.request_class
         if choice.ticket is None:
             refusal = _refusal(plan, name, choice)
             self._metrics.decided(name, "", "", "refused", refusal.reason, seconds)
             return refusal
-        model, pool = (terms.model, terms.pool) if terms else ("", "")
-        self._metrics.decided(name, model, pool, "picked", "", seconds)
-        if terms is not None:
-            self._metrics.expected(name, model, terms.ttft_s)
+        self._metrics.decided(name, choice.model, choice.pool, "picked", "", seconds)
+        self._metrics.expected(name, choice.model, choice.ttft_s)
         return Pick(choice.candidates, brain, choice.ticket, name, receipt)
 
     def _receipt(self, catalogue: Catalogue, opening: Opening, ask: Ask, choice: Choice) -> str | None:

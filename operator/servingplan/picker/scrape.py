@@ -8,7 +8,7 @@ render only those, which spares the pod more than the picker; the others send th
 HTTP is read by hand from asyncio's streams, because a client library takes several times as long as the rest of a scrape and
 this is most of what an idle picker does (``bench/picker/bench_scrape.py``).
 
-A pod that does not answer is reported as silent and never as idle.
+A pod that does not answer is reported as silent and never as idle, and one that refuses connections as gone.
 """
 
 from __future__ import annotations
@@ -251,6 +251,9 @@ class Sink(Protocol):
     def silent(self, address: str, now_s: float) -> None:
         """A pod has not answered, or not with a page."""
 
+    def gone(self, address: str, now_s: float) -> None:
+        """A pod has refused the connection: nobody listens there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -342,11 +345,13 @@ class Scraper:
         try:
             async with asyncio.timeout(self.pace.timeout_s):
                 page = await connection.page()
-        except (OSError, EOFError, TimeoutError, PageError):
+        except (OSError, EOFError, TimeoutError, PageError) as error:
             connection.close()
             self.failed += 1
             pod.failures += 1
-            self.sink.silent(address, self.clock())
+            # The requests to a pod go to the same port as the scrapes.
+            tell = self.sink.gone if isinstance(error, ConnectionRefusedError) else self.sink.silent
+            tell(address, self.clock())
             return pod.failures <= _DOUBTFUL
         now_s = self.clock()
         pod.scraped_s, pod.failures = now_s, 0

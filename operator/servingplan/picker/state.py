@@ -14,14 +14,14 @@ import json
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from servingplan.api.routing_table import RoutingTable
 from servingplan.picker import table as tables
-from servingplan.picker.asking import Prediction
+from servingplan.picker.asking import Predict
 from servingplan.picker.scrape import Pace, Scraper
 from servingplan.picker.watch import Collection, Mirror, Objects, Server, SourceError, follow_file, resolve
 from servingplan.render.names import LABEL_PLAN, table_name
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 TABLE_KEY = "table.json"
 
-Predict = Callable[[Sequence[str]], Sequence[Prediction]]
 Labels = tuple[tuple[str, str], ...]
 Run = Callable[[], Coroutine[Any, Any, None]]
 
@@ -128,7 +127,7 @@ class State:
         return self._scraper.oldest_s()
 
     def numbers(self) -> dict[str, dict[Labels, float]]:
-        """Gauges by name and labels; of endpoints only sums by pool, because those come and go."""
+        """Gauges and counters by name and labels; of endpoints only sums by pool, because those come and go."""
         found: dict[str, dict[Labels, float]] = {
             "table_generation": {(): float(self._table.generation if self._table else -1)},
             "table_refusals": {(): float(self._refusals)},
@@ -139,6 +138,7 @@ class State:
                 (("outcome", "failed"),): float(self._scraper.failed),
             },
             **self._by_pool(),
+            **self._chosen(),
         }
         if ages := [age_s for mirror in self._mirrors if (age_s := mirror.age_s()) is not None]:
             found["api_age_seconds"] = {(): max(ages)}
@@ -149,6 +149,16 @@ class State:
             found["realised_share"] = {of[share]: share.realised for share in shares if share.realised is not None}
             found["plan_distance"] = {(("request_class", name),): apart for name, apart in tables.distance(shares).items()}
         return found
+
+    def _chosen(self) -> dict[str, dict[Labels, float]]:
+        """What the plan is made anew with: which models were chosen, and what every model would have scored there."""
+        picks: dict[Labels, float] = {}
+        quality: dict[Labels, float] = {}
+        for (name, model), sent in self.brain.tally.sent.items():
+            picks[("request_class", name), ("model", model)] = float(sent.requests)
+            for other, total in sent.quality.items():
+                quality[("request_class", name), ("picked", model), ("model", other)] = total
+        return {"picks_total": picks, "predicted_quality_total": quality}
 
     def _by_pool(self) -> dict[str, dict[Labels, float]]:
         endpoints = self._applied[0] if self._applied else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -123,12 +123,22 @@ class Choice:
         ticket: What later events of the request are told by; None unless ``status`` is 200.
         status: 200, 429 when shed or when no endpoint is within the budget, 503 when nobody may serve it.
         retry_after_s: After which a request that was shed is likely to be served; 0 unless ``status`` is 429.
-        terms: Of the chosen one, or of the best one when the request is shed.
+        explained: The terms, or what makes them: few ever ask.
+        pool, model: Of the first candidate; empty without one.
+        ttft_s: Time to first token that is expected there.
     """
 
     candidates: tuple[str, ...]
     ticket: int | None
     status: int
     retry_after_s: float
-    terms: Terms | None
+    explained: Terms | Callable[[], Terms] | None
     reason: Reason = Reason.PICKED
+    pool: str = ""
+    model: str = ""
+    ttft_s: float = 0.0
+
+    @property
+    def terms(self) -> Terms | None:
+        """Of the chosen one, or of the best one when the request is shed."""
+        return self.explained() if callable(self.explained) else self.explained

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from servingplan.routing.ledger import GONE, Flight, Ledger
 from servingplan.routing.prefix import HitTrust, PrefixIndex
 from servingplan.routing.preset import Prices
 from servingplan.routing.pressure import Pressure
+from servingplan.routing.tally import Tally
 
 __all__ = ["Brain", "Choice", "ClassRule", "Outcome", "Reason", "Terms"]
 
@@ -55,6 +57,9 @@ class Brain:
         peers: Picker replicas that route to the same endpoints, this one included.
         fallbacks: Candidates after the first one.
         time_limit_s: After which a reservation is released whatever was told of it.
+
+    Attributes:
+        tally: What was chosen, of the requests that left the model to be chosen.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Brain:
         self._assigned = np.zeros(0)
         self._tickets = 0
         self._picks: dict[str, dict[str, int]] = {}
+        self.tally = Tally()
         self.retune(prices, guard_s=guard_s, shed=shed, peers=peers)
 
     def retune(self, prices: Prices, *, guard_s: float | None = 1.0, shed: bool = True, peers: int = 1) -> None:
@@ -120,6 +126,12 @@ class Brain:
         if row is not None:
             self._ejection.silent(row, now_s)
 
+    def gone(self, address: str, now_s: float) -> None:
+        """An endpoint refused the connection of a scrape, and so would refuse that of a request."""
+        row = self._fleet.row_of.get(address)
+        if row is not None:
+            self._ejection.gone(row, now_s)
+
     def failed(self, address: str, now_s: float) -> None:
         """A request could not reach an endpoint, or was reset by it, and may have gone on elsewhere."""
         row = self._fleet.row_of.get(address)
@@ -138,7 +150,7 @@ class Brain:
         matched = self._prefixes.matched(ask.prefix, fleet.row_of) if ask.prefix else None
         need = decision.need_of(fleet, ask, matched * self._trust.trust() if matched is not None and matched.any() else None)
         may = constraints.permitted(fleet, ask, own) & constraints.holds(fleet, need)
-        if not may.any():
+        if not np.count_nonzero(may):
             return Choice((), None, 503, 0.0, None, Reason.NOBODY)
         if ask.budget is not None:
             may &= constraints.affordable(fleet, ask, need, ask.budget)
@@ -155,12 +167,22 @@ class Brain:
             late_s = decision.late_s(view, rows[0], bound_s, patience)
             if late_s > 0:
                 retry_s = min(_LONGEST_RETRY_S, max(1.0, late_s))
-                return Choice((), None, 429, retry_s, decision.terms_of(view, rows), Reason.OVERLOAD)
+                return Choice((), None, 429, retry_s, partial(decision.terms_of, view, rows), Reason.OVERLOAD)
         ticket = self._reserve(ask, view, rows[0], weight, now_s)
         if matched is not None:
             self._trust.sent(rows[0], float(matched[rows[0]]))
             self._prefixes.sent(fleet.endpoints[rows[0]].address, ask.prefix)
-        return Choice(tuple(fleet.endpoints[row].address for row in rows), ticket, 200, 0.0, decision.terms_of(view, rows))
+        chosen = fleet.endpoints[rows[0]].engine
+        return Choice(
+            candidates=tuple([fleet.endpoints[row].address for row in rows]),
+            ticket=ticket,
+            status=200,
+            retry_after_s=0.0,
+            explained=partial(decision.terms_of, view, rows),
+            pool=chosen.pool,
+            model=chosen.model,
+            ttft_s=view.times.ttft_s.item(rows[0]),
+        )
 
     def first_byte(self, ticket: int, now_s: float, address: str | None = None) -> None:
         """The first byte of an answer; ``address`` tells who sent it, after a retry. Told again, it changes nothing."""
@@ -238,10 +260,11 @@ class Brain:
         factors = self._learnt.factors(now_s)
         load = self._fusion.load(fleet, ledger, need, now_s)
         step_s = rule.running_step_s(fleet, load, factors)
-        computes = 1.0 / (fleet.beta_s * factors.step + step_s / fleet.budget)
-        ledger.set_pace(step_s, np.where(load.in_flight <= fleet.slots, computes, 0.0))
+        each_s = step_s / fleet.budget
+        each_s += fleet.beta_s * factors.step
+        ledger.set_pace(step_s, (load.in_flight <= fleet.slots) / each_s)
         badness = self._ejection.badness(ledger.flying, now_s)
-        capacity = self._capacity.prices[fleet.pool_of]
+        capacity = self._capacity.prices.take(fleet.pool_of)
         return decision.view_of(fleet, ask, load, need, factors, capacity, self.prices, ttft_s, badness)
 
     def _reserve(self, ask: Ask, view: decision.View, row: int, weight: float, now_s: float) -> int:
@@ -256,6 +279,8 @@ class Brain:
         self._assigned[row] = ticket
         pools = self._picks.setdefault(ask.request_class, {})
         pools[endpoint.engine.pool] = pools.get(endpoint.engine.pool, 0) + 1
+        if ask.models is None:
+            self.tally.took(ask.request_class, endpoint.engine.model, ask.quality)
         return ticket
 
     def _follow(self, ticket: int, known: _Open, flight: Flight, address: str | None, now_s: float) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from servingplan.routing.ask import Ask, ClassRule
 from servingplan.routing.fleet import Fleet, Mask, Vector
-from servingplan.routing.rule import Latency, Load, Need
+from servingplan.routing.rule import Latency, Need
 
 NAMES = ("inter-token", "e2e", "KV room", "quality", "TTFT", "health")
 TTFT = 16.0
@@ -31,14 +31,15 @@ HEALTH = 32.0
 
 def permitted(fleet: Fleet, ask: Ask, rule: ClassRule) -> Mask:
     """(endpoints,) which serve a model and have an address that the request may go to."""
-    may = fleet.serves.copy()
-    models = ask.models if ask.models is not None else frozenset(rule.prices) or None
+    may = fleet.serves
+    models = ask.models if ask.models is not None else rule.prices or None
     if models is not None:
-        may &= np.array([name in models for name in fleet.models], dtype=np.bool_)[fleet.model_of]
+        among = [name in models for name in fleet.models]
+        may = may if all(among) else may & np.array(among, dtype=np.bool_)[fleet.model_of]
     if ask.subset is not None:
         inside = np.zeros(len(fleet), dtype=np.bool_)
         inside[[fleet.row_of[address] for address in ask.subset if address in fleet.row_of]] = True
-        may &= inside
+        may = may & inside
     return may
 
 
@@ -53,26 +54,29 @@ def affordable(fleet: Fleet, ask: Ask, need: Need, budget: float) -> Mask:
     return need.prompt * fleet.input_price + longest * fleet.output_price <= budget
 
 
-def missed(fleet: Fleet, ask: Ask, load: Load, need: Need, times: Latency, ttft_s: float, badness: Vector) -> Vector:
+def missed(fleet: Fleet, ask: Ask, need: Need, times: Latency, ttft_s: float, badness: Vector) -> Vector:
     """(endpoints,) sums of powers of two by what is missed: the least sum misses least in the order of the constraints.
 
     Args:
         fleet: The endpoints.
         ask: The request.
-        load: What they hold.
         need: What the request needs.
         times: What it may expect.
         ttft_s: Bound on the time to first token.
         badness: From ``Ejection.badness``.
     """
-    full = load.held_tokens + (need.prompt + 0.5 * need.output) > fleet.kv_tokens
-    tier = 4.0 * full + TTFT * (times.high_ttft_s > ttft_s) + HEALTH * badness
+    weighed = [(4.0, times.held_tokens > fleet.kv_tokens), (TTFT, times.high_ttft_s > ttft_s)]
     if ask.inter_token_slo_s is not None:
-        tier += times.step_s > ask.inter_token_slo_s
+        weighed.append((1.0, times.step_s > ask.inter_token_slo_s))
     if ask.e2e_slo_s is not None:
-        tier += 2.0 * (times.e2e_s > ask.e2e_slo_s)
+        weighed.append((2.0, times.e2e_s > ask.e2e_slo_s))
     if ask.min_quality > 0:
-        tier += 8.0 * (need.quality < ask.min_quality)
+        weighed.append((8.0, need.quality < ask.min_quality))
+    tier = HEALTH * badness if np.count_nonzero(badness) else fleet.nothing
+    for weight, misses in weighed:
+        # Mostly nobody misses anything, and nothing need be added up.
+        if np.count_nonzero(misses):
+            tier = tier + weight * misses
     return tier
 
 

@@ -60,8 +60,8 @@ def need_of(fleet: Fleet, ask: Ask, hit_share: Vector | None) -> rule.Need:
         outputs.append(max(1.0, min(longest, output if math.isfinite(output) and output >= 0 else other)))
         quality = ask.quality.get(model, 0.0)
         qualities.append(quality if math.isfinite(quality) else 0.0)
-    hits = np.zeros(len(fleet)) if hit_share is None else prompt * hit_share
-    return rule.Need(prompt, np.array(outputs)[fleet.model_of], np.array(qualities)[fleet.model_of], hits)
+    hits = fleet.nothing if hit_share is None else prompt * hit_share
+    return rule.Need(prompt, np.array(outputs).take(fleet.model_of), np.array(qualities).take(fleet.model_of), hits)
 
 
 def view_of(
@@ -78,9 +78,10 @@ def view_of(
     """Scores all endpoints; ``ttft_s`` is the bound that orders them."""
     times = rule.latency(fleet, load, need, factors)
     scored = rule.score(fleet, need, times, capacity, prices)
-    tier = constraints.missed(fleet, ask, load, need, times, ttft_s, badness)
-    late = times.high_ttft_s > ttft_s
-    value = scored.utility - _LATE_PRICE * times.high_ttft_s * late if late.any() else scored.utility
+    tier = constraints.missed(fleet, ask, need, times, ttft_s, badness)
+    value = scored.utility
+    if tier is not fleet.nothing and np.count_nonzero(late := times.high_ttft_s > ttft_s):
+        value = value - _LATE_PRICE * times.high_ttft_s * late
     return View(fleet, load, need, factors, times, scored, capacity, badness, tier, value)
 
 
@@ -96,19 +97,46 @@ def ordered(view: View, may: Mask, assigned: Vector, draw: float, *, spread: boo
             was picked least lately is taken, and the draw decides among those that never were.
         fallbacks: Candidates after the first; ejected endpoints are none unless the first is one.
     """
+    if view.tier is view.fleet.nothing and (found := _alike(view, may, assigned, draw, spread, fallbacks)):
+        return found
     rows = may.nonzero()[0]
     order: Rows = rows[np.lexsort((-view.value[rows], view.tier[rows]))]
     best = int(order[0])
-    lowest = view.value[best] - _TIE * max(1.0, abs(float(view.value[best])))
-    tied = rows[(view.tier[rows] == view.tier[best]) & (view.value[rows] >= lowest)]
-    if len(tied) > 1:
-        if not spread:
-            last = assigned[tied]
-            tied = tied[last == last.min()]
-        best = int(tied[min(int(draw * len(tied)), len(tied) - 1)])
+    tied = rows[(view.tier[rows] == view.tier[best]) & (view.value[rows] >= _lowest(view.value.item(best)))]
+    best = _settled(tied, assigned, draw, spread) if len(tied) > 1 else best
     if view.badness[best] == 0:
         order = order[view.badness[order] == 0]
     return [best, *(row for row in order.tolist() if row != best)][: 1 + fallbacks]
+
+
+def _alike(view: View, may: Mask, assigned: Vector, draw: float, spread: bool, fallbacks: int) -> list[int]:
+    """``ordered`` where no endpoint misses anything, without sorting; empty where utilities are no numbers."""
+    value = view.value.copy()
+    allowed = int(np.count_nonzero(may))
+    if allowed < len(value):
+        value[~may] = -np.inf
+    best = int(value.argmax())
+    top = value.item(best)
+    if not top > -math.inf:
+        return []
+    tied = (value >= _lowest(top)).nonzero()[0]
+    found = [_settled(tied, assigned, draw, spread) if len(tied) > 1 else best]
+    for _ in range(min(fallbacks, allowed - 1)):
+        value[found[-1]] = -np.inf
+        found.append(int(value.argmax()))
+    return found
+
+
+def _lowest(top: float) -> float:
+    """The value from which on endpoints count as equal to the best."""
+    return top - _TIE * max(1.0, abs(top))
+
+
+def _settled(tied: Rows, assigned: Vector, draw: float, spread: bool) -> int:
+    if not spread:
+        last = assigned[tied]
+        tied = tied[last == last.min()]
+    return int(tied[min(int(draw * len(tied)), len(tied) - 1)])
 
 
 def late_s(view: View, row: int, bound_s: float, patience: float) -> float:

@@ -1,10 +1,12 @@
 """Which endpoints get nobody for a while because they failed.
 
 An endpoint is ejected after a few failures in a row, or when it has given no sign of life for a while although it was asked:
-scrapes that fail, with no first byte meanwhile. After the ejection it is on probation: one request at a time, until a sign of
-life from that request (a first byte, a complete answer) takes it back. A failure on probation doubles the next ejection.
-A scrape that succeeds takes back an endpoint that was silent, not one whose requests failed. Whoever picks does not always see
-who answered in the end: a request on probation that ended without a sign of life leaves a silent endpoint out for longer.
+scrapes that fail, with no first byte meanwhile. One that refuses the connection of a scrape is ejected at once, and for as long
+as it does so: nobody listens there, and no client has to find that out. After the ejection it is on probation: one request at a
+time, until a sign of life from that request (a first byte, a complete answer) takes it back. A failure on probation doubles the
+next ejection. A scrape that succeeds takes back an endpoint that was silent or refused, not one whose requests failed. Whoever
+picks does not always see who answered in the end: a request on probation that ended without a sign of life leaves a silent
+endpoint out for longer.
 
 Ejection only orders endpoints: where all that may serve a request are ejected, the one with the fewest failures is tried.
 """
@@ -69,9 +71,14 @@ class Ejection:
             self._alive_s[row] = now_s
         self._silences[row] += 1
         quiet = self._silences[row] >= _SILENT_SCRAPES and now_s - self._alive_s[row] >= _SILENT_S
-        if quiet and now_s >= self._until_s[row] and not self._probation[row]:
-            self._eject(row, now_s)
+        if quiet and not self._probation[row]:
+            self.gone(row, now_s)
+
+    def gone(self, row: int, now_s: float) -> None:
+        """A scrape was refused: nobody listens."""
+        if not self._probation[row]:
             self._silent[row] = 1.0
+        self._eject(row, now_s)
 
     def scraped(self, row: int, now_s: float) -> None:
         """A scrape succeeded."""

@@ -84,6 +84,8 @@ class Fleet:
         row_of: Row by address.
         models: Names of the models; ``model_of`` holds indices into it, as ``pool_of`` into ``pools``.
         kv_tokens: Infinite where unknown.
+        slot_tokens: What of it each of ``slots`` requests has.
+        nothing: Zeros, for whatever is the same nothing on all endpoints.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -100,8 +102,10 @@ class Fleet:
     slots: Vector
     budget: Vector
     kv_tokens: Vector
+    slot_tokens: Vector
     input_price: Vector
     output_price: Vector
+    nothing: Vector
 
     def __len__(self) -> int:
         return len(self.endpoints)
@@ -118,6 +122,8 @@ def fleet_of(endpoints: Sequence[Endpoint]) -> Fleet:
     def column(*values: float) -> Vector:
         return np.array(values, dtype=np.float64)
 
+    slots = column(*(max(1, each.max_num_seqs) for each in engines))
+    kv_tokens = column(*(np.inf if each.kv_tokens is None else max(1, each.kv_tokens) for each in engines))
     return Fleet(
         endpoints=ordered,
         row_of={each.address: row for row, each in enumerate(ordered)},
@@ -130,11 +136,13 @@ def fleet_of(endpoints: Sequence[Endpoint]) -> Fleet:
         beta_s=column(*(each.beta_s for each in engines)),
         gamma_s=column(*(each.gamma_s for each in engines)),
         floor_s=column(*(each.floor_s for each in engines)),
-        slots=column(*(max(1, each.max_num_seqs) for each in engines)),
+        slots=slots,
         budget=column(*(max(1, each.max_num_batched_tokens) for each in engines)),
-        kv_tokens=column(*(np.inf if each.kv_tokens is None else max(1, each.kv_tokens) for each in engines)),
+        kv_tokens=kv_tokens,
+        slot_tokens=kv_tokens / slots,
         input_price=column(*(each.input_price for each in engines)),
         output_price=column(*(each.output_price for each in engines)),
+        nothing=np.zeros(len(ordered)),
     )
 
 

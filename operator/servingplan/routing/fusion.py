@@ -44,6 +44,7 @@ class Fusion:
     def __init__(self, peers: int = 1) -> None:
         self.peers = peers
         self.seen_s, self._foreign, self._mean, self._waiting, self._ours, self._held = (np.zeros(0) for _ in range(6))
+        self._oldest_s, self._latest_s, self._tells = -math.inf, -math.inf, False
 
     def rebuild(self, source: Rows) -> None:
         """Follows a change of the fleet, as ``Ledger.rebuild``."""
@@ -53,6 +54,7 @@ class Fusion:
         self._waiting = carried(self._waiting, source)
         self._ours = carried(self._ours, source)
         self._held = carried(self._held, source, np.nan)
+        self._oldest_s = -math.inf
 
     def observe(self, row: int, scrape: Scrape, ledger: Ledger, kv_tokens: float) -> None:
         """Takes a scrape; one that is older than the last is ignored, and figures that are not finite count as 0."""
@@ -65,12 +67,14 @@ class Fusion:
         foreign = max(0.0, total - ours)
         self._mean[row] += (foreign - self._mean[row]) * -math.expm1(-since_s / _MEAN_S)
         self.seen_s[row] = scrape.taken_s
+        self._latest_s = max(self._latest_s, scrape.taken_s)
         self._foreign[row] = foreign
         self._ours[row] = ours
         self._waiting[row] = waiting / total if total else 0.0
         usage = scrape.kv_usage
         known = usage is not None and math.isfinite(usage) and math.isfinite(kv_tokens) and running > 0
         self._held[row] = min(1.0, max(0.0, usage)) * kv_tokens / running if known and usage is not None else np.nan
+        self._tells = self._tells or known
 
     def load(self, fleet: Fleet, ledger: Ledger, need: Need, now_s: float) -> Load:
         """What endpoints hold now, ours and foreign.
@@ -85,26 +89,47 @@ class Fusion:
             now_s: The moment.
         """
         foreign, doubt = self._estimate(fleet, ledger, now_s)
-        usual = np.minimum(need.prompt + 0.5 * need.output, fleet.kv_tokens / fleet.slots)
-        each = np.where(np.isnan(self._held), usual, self._held)
-        usual_output = np.where(ledger.usual > 0, ledger.usual, need.output)
-        waiting = self._waiting * (1.0 - doubt) * foreign * need.prompt
-        return Load(ledger.flying + foreign, ledger.held() + foreign * each, ledger.waiting_tokens() + waiting, usual_output)
+        each = np.minimum(need.tokens, fleet.slot_tokens)
+        if self._tells:
+            np.copyto(each, self._held, where=self._held >= 0.0)
+        each *= foreign
+        each += ledger.held()
+        usual_output = ledger.usual
+        if np.count_nonzero(usual_output) < len(fleet):
+            usual_output = np.where(usual_output > 0, usual_output, need.output)
+        waiting = ledger.waiting_tokens()
+        if np.count_nonzero(self._waiting):
+            waiting += self._waiting * (1.0 - doubt) * foreign * need.prompt
+        foreign += ledger.flying
+        return Load(foreign, each, waiting, usual_output)
 
     def _estimate(self, fleet: Fleet, ledger: Ledger, now_s: float) -> tuple[Vector, Vector | float]:
-        age = np.maximum(now_s - self.seen_s, 0.0)
-        stays = np.exp(age / -_TURNOVER_S)
-        foreign = self._mean + (self._foreign - self._mean) * stays
+        ago = self.seen_s - now_s
+        if now_s < self._latest_s:
+            np.minimum(ago, 0.0, out=ago)
+        stays = np.exp(ago / _TURNOVER_S)
+        foreign = self._foreign - self._mean
+        foreign *= stays
+        foreign += self._mean
         widest = np.maximum(self._mean, self._foreign)
         others = self.peers - 1
         if others:
             foreign = np.maximum(foreign + others * (ledger.flying - self._ours), 0.0)
             widest = np.maximum(widest, others * ledger.flying)
-        foreign = foreign + np.sqrt(widest * (1.0 - stays * stays))
-        if age.max(initial=0.0) <= _DOUBT_FROM_S:
+        stays *= stays
+        np.subtract(1.0, stays, out=stays)
+        stays *= widest
+        foreign += np.sqrt(stays, out=stays)
+        if not self._may_doubt(now_s):
             return foreign, 0.0
-        doubt = np.minimum(np.maximum((age - _DOUBT_FROM_S) / (_DOUBT_FULL_S - _DOUBT_FROM_S), 0.0), 1.0)
+        doubt = np.minimum(np.maximum((-ago - _DOUBT_FROM_S) / (_DOUBT_FULL_S - _DOUBT_FROM_S), 0.0), 1.0)
         return foreign + doubt * np.maximum(0.5 * fleet.slots - ledger.flying - foreign, 0.0), doubt
+
+    def _may_doubt(self, now_s: float) -> bool:
+        # Scrapes only get later, so that the oldest one need not be looked for each time.
+        if now_s - self._oldest_s > _DOUBT_FROM_S:
+            self._oldest_s = float(self.seen_s.min(initial=now_s))
+        return now_s - self._oldest_s > _DOUBT_FROM_S
 
 
 def _count(value: float) -> float:

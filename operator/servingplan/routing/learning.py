@@ -33,6 +33,7 @@ class Learnt:
 
     def __init__(self) -> None:
         self._prefill, self._wait, self._step, self._at_s = (np.zeros(0) for _ in range(4))
+        self._none_yet: Factors | None = None
 
     def rebuild(self, source: Rows) -> None:
         """Follows a change of the fleet, as ``Ledger.rebuild``."""
@@ -40,9 +41,13 @@ class Learnt:
         self._wait = carried(self._wait, source)
         self._step = carried(self._step, source)
         self._at_s = carried(self._at_s, source)
+        ones = np.ones(len(source))
+        self._none_yet = None if self._at_s.any() else Factors(ones, ones, ones)
 
     def factors(self, now_s: float) -> Factors:
         """The factors now."""
+        if self._none_yet is not None:
+            return self._none_yet
         kept = np.exp2(np.minimum(self._at_s - now_s, 0.0) / _HALF_LIFE_S)
         return Factors(np.exp(self._step * kept), np.exp(self._prefill * kept), np.exp(self._wait * kept))
 
@@ -64,6 +69,7 @@ class Learnt:
             self._step[row] = _moved(self._step[row], self._step[row] + math.log(predicted / measured))
 
     def _forget(self, row: int, now_s: float) -> None:
+        self._none_yet = None
         kept: float = math.exp2(min(0.0, self._at_s[row] - now_s) / _HALF_LIFE_S)
         self._prefill[row] *= kept
         self._wait[row] *= kept

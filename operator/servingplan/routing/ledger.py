@@ -88,6 +88,7 @@ class Ledger:
         for name in _SUMS:
             setattr(self, name, np.zeros(0))
         self.usual, self._picks, self._at_s, self._pace, self._drain = (np.zeros(0) for _ in range(5))
+        self._latest_s = 0.0
 
     def rebuild(self, source: Rows) -> None:
         """Follows a change of the fleet: row i is what row ``source[i]`` was; negative for an endpoint that is new.
@@ -123,10 +124,17 @@ class Ledger:
             flight = self._flights.get(ticket)
             if flight is not None and flight.waiting and flight.first_due_s <= due_s:
                 self.begin(flight, due_s)
-        elapsed = np.maximum(now_s - self._at_s, 0.0)
+        elapsed = now_s - self._at_s
+        if now_s < self._latest_s:
+            np.maximum(elapsed, 0.0, out=elapsed)
+            np.maximum(self._at_s, now_s, out=self._at_s)
+        else:
+            self._at_s.fill(now_s)
+            self._latest_s = now_s
         self.clock += elapsed * self._pace
-        self.computed = np.minimum(self.waiting, self.computed + elapsed * self._drain)
-        np.maximum(self._at_s, now_s, out=self._at_s)
+        elapsed *= self._drain
+        elapsed += self.computed
+        np.minimum(self.waiting, elapsed, out=self.computed)
 
     def set_pace(self, step_s: Vector, drain: Vector) -> None:
         """Takes (endpoints,) seconds a step, and prompt tokens computed a second, to hold from now on."""
@@ -191,7 +199,11 @@ class Ledger:
 
     def held(self) -> Vector:
         """(endpoints,) tokens in the KV caches, prompts that wait included."""
-        return np.maximum(self.prompts, 0.0) + np.maximum(self.decoding * self.clock - self.starts, 0.0)
+        emitted = self.decoding * self.clock
+        emitted -= self.starts
+        np.maximum(emitted, 0.0, out=emitted)
+        emitted += np.maximum(self.prompts, 0.0)
+        return emitted
 
     def waiting_tokens(self) -> Vector:
         """(endpoints,) prompt tokens that are still to be computed."""
@@ -219,6 +231,7 @@ class Ledger:
             self.clock[row] += elapsed * self._pace[row]
             self.computed[row] = min(self.waiting[row], self.computed[row] + elapsed * self._drain[row])
             self._at_s[row] = now_s
+            self._latest_s = max(self._latest_s, now_s)
 
     def _computed(self, flight: Flight) -> None:
         row = flight.row

@@ -19,6 +19,7 @@ Lengths are predicted as logarithms by the same neighbours, and scaled so that t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +36,8 @@ VECTORS = 2
 _MOST_DEVIATIONS = 4.0
 _LEAST_SCORE = 0.005
 _MOST_LOG_TOKENS = 14.0
+_SAMPLED = 8
+_ZERO = np.float32(0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +94,22 @@ class Projection:
 
     def normalise(self, features: Array) -> Array:
         """(prompts, features), each embedding of one length and the others within a few standard deviations."""
-        centred = (features - self.centre) * self.scale
-        for block, weight in enumerate(self.weights):
-            part = centred[:, block * VECTOR : (block + 1) * VECTOR]
-            part *= weight / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), np.float32(1e-6))
-        plain = centred[:, VECTORS * VECTOR :]
-        most = np.float32(_MOST_DEVIATIONS) * self.scale_of_plain
-        np.clip(plain, -most, most, out=plain)
+        centred = features - self.centre
+        centred *= self.scale
+        weights, most = self.weights.tolist(), _MOST_DEVIATIONS * self.scale_of_plain
+        for row in centred:
+            for block, weight in enumerate(weights):
+                part = row[block * VECTOR : (block + 1) * VECTOR]
+                part *= weight / max(math.sqrt(part.dot(part)), 1e-6)
+            plain = row[VECTORS * VECTOR :]
+            np.maximum(plain, -most, out=plain)
+            np.minimum(plain, most, out=plain)
         return centred
 
     @property
-    def scale_of_plain(self) -> np.float32:
+    def scale_of_plain(self) -> float:
         """What one standard deviation of a feature outside the embeddings comes to."""
-        return np.float32(1.0 / np.sqrt(max(1, self.centre.size - VECTORS * VECTOR)))
+        return 1.0 / math.sqrt(max(1, self.centre.size - VECTORS * VECTOR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +163,17 @@ class Predictor:
     calibration: Array
     length_ratio: Array
     # What every prediction needs and none changes.
-    _base_norms: Array = field(init=False)
-    _alike: Array = field(init=False)
-    _alike_norms: Array = field(init=False)
+    _from_base: Array = field(init=False)
+    _from_trends: Array = field(init=False)
+    _mixed: Array = field(init=False)
+    _complete: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        alike = self.trends * (np.float32(self.shape.mix) / self.spread)
-        object.__setattr__(self, "_base_norms", squared_norms(self.base))
-        object.__setattr__(self, "_alike", alike)
-        object.__setattr__(self, "_alike_norms", squared_norms(alike))
+        mixed = np.asarray(np.float32(self.shape.mix) / self.spread, np.float32)
+        object.__setattr__(self, "_from_base", _distances_from(self.base))
+        object.__setattr__(self, "_from_trends", _distances_from(self.trends * mixed))
+        object.__setattr__(self, "_mixed", mixed)
+        object.__setattr__(self, "_complete", bool(np.isfinite(self.targets).all()))
 
     def predict(self, features: Array) -> Predicted:
         """(prompts, features) as what every model is expected to score and to write."""
@@ -174,39 +182,81 @@ class Predictor:
         quality = calibrated(values[:, :count], self.calibration)
         if not self.length_ratio.size:
             return Predicted(quality, None)
-        logs = np.clip(values[:, count:].astype(np.float64), 0.0, _MOST_LOG_TOKENS)
+        logs = np.minimum(np.maximum(values[:, count:].astype(np.float64), 0.0), _MOST_LOG_TOKENS)
         return Predicted(quality, np.maximum(1.0, np.expm1(logs) * self.length_ratio))
 
     def values(self, coordinates: Array) -> Array:
         """(prompts, dimensions) as (prompts, columns), before calibration."""
+        found = np.empty((len(coordinates), self.mean.size), np.float32)
+        for row, point in zip(found, coordinates, strict=True):
+            row[:] = self._value(point)
+        return found
+
+    def _value(self, point: Array) -> Array:
+        """(dimensions,) as (columns,). One prompt at a time: serving has one, and many together are hardly faster."""
         shape = self.shape
-        squared = squared_distances(coordinates, self.base, self._base_norms)
-        trend = self._trend(coordinates, squared)
+        squared = _squared(point, self._from_base)
+        trend = self._trend(point, squared)
         if not shape.neighbours:
             return trend
-        novelty = np.maximum(0.0, squared.min(axis=1) - self.reach)
+        novelty = max(0.0, squared.item(squared.argmin()) - self.reach)
         if shape.mix:
-            expected = trend[:, : len(self.models)] * (np.float32(shape.mix) / self.spread)
-            squared += squared_distances(expected, self._alike, self._alike_norms)
-        nearest = nearest_of(squared, min(shape.neighbours, len(self.base)))
-        distances, targets = np.take_along_axis(squared, nearest, axis=1), self.targets[nearest]
-        return shrunk(trend, distances, targets, shape, np.exp(-novelty / shape.width))
+            squared += _squared(trend[: len(self.models)] * self._mixed, self._from_trends)
+        nearest = _nearest(squared, min(shape.neighbours, len(self.base)))
+        reliance = math.exp(-novelty / shape.width)
+        distances, targets = squared[nearest], self.targets.take(nearest, axis=0)
+        if not self._complete:
+            near: Array = shrunk(trend[None], distances[None], targets[None], shape, np.full(1, reliance, np.float32))[0]
+            return near
+        weights = np.exp((distances.item(distances.argmin()) - distances) / np.float32(shape.width))
+        total = float(np.add.reduce(weights))
+        effective = total * total / float(weights.dot(weights))
+        trust = np.float32(reliance * effective / (effective + shape.shrink + 1e-9))
+        return np.asarray(trend + trust * (weights @ targets / np.float32(total) - trend), np.float32)
 
-    def _trend(self, coordinates: Array, squared: Array) -> Array:
+    def _trend(self, point: Array, squared: Array) -> Array:
         if self.shape.trend == "linear":
-            return np.asarray(self.mean + coordinates @ self.linear, np.float32)
+            return np.asarray(self.mean + point @ self.linear, np.float32)
         if self.shape.trend == "kernel":
             return np.asarray(self.mean + np.exp(np.float32(-self.shape.gamma) * squared) @ self.dual, np.float32)
-        return np.broadcast_to(self.mean, (len(coordinates), self.mean.size))
+        return self.mean
 
 
-def squared_distances(left: Array, right: Array, right_norms: Array | None = None) -> Array:
-    """(a, d) and (b, d) as (a, b), never below 0; the (b,) squared lengths of the right ones may be given."""
+def _distances_from(others: Array) -> Array:
+    """(b, d) points as what ``_squared`` multiplies by, (d + 1, b): one product gives all but the point's own length."""
+    return np.ascontiguousarray(np.vstack((others.T * np.float32(-2.0), squared_norms(others))), np.float32)
+
+
+def _squared(point: Array, distances_from: Array) -> Array:
+    """(d,) as its (b,) squared distances, never below 0."""
+    extended = np.empty(len(distances_from), np.float32)
+    extended[:-1], extended[-1] = point, 1.0
+    squared: Array = extended @ distances_from
+    squared += point.dot(point)
+    return np.maximum(squared, _ZERO, out=squared)
+
+
+def _nearest(squared: Array, count: int) -> NDArray[np.intp]:
+    """(base,) squared distances as (count,) places of the smallest, in no order.
+
+    The distances of a part tell a bound that about twice as many lie below as are wanted; only those are looked at.
+    """
+    sample = squared[::_SAMPLED]
+    rank = 2 * count // _SAMPLED + 1
+    if rank < sample.size:
+        below = (squared <= np.partition(sample, rank)[rank]).nonzero()[0]
+        if below.size >= count:
+            return np.asarray(below[squared[below].argpartition(count - 1)[:count]], np.intp)
+    return np.asarray(nearest_of(squared[None], count)[0], np.intp)
+
+
+def squared_distances(left: Array, right: Array) -> Array:
+    """(a, d) and (b, d) as (a, b), never below 0."""
     squared = left @ right.T
     squared *= np.float32(-2.0)
     squared += squared_norms(left)[:, None]
-    squared += squared_norms(right) if right_norms is None else right_norms
-    np.maximum(squared, np.float32(0.0), out=squared)
+    squared += squared_norms(right)
+    np.maximum(squared, _ZERO, out=squared)
     return squared
 
 
@@ -253,5 +303,5 @@ def calibrated(values: Array, calibration: Array) -> NDArray[np.float64]:
 
 def logit(values: Array) -> NDArray[np.float64]:
     """The logit of values that may lie a little outside [0, 1]."""
-    inside = np.clip(values.astype(np.float64), _LEAST_SCORE, 1.0 - _LEAST_SCORE)
+    inside = np.minimum(np.maximum(values.astype(np.float64), _LEAST_SCORE), 1.0 - _LEAST_SCORE)
     return np.asarray(np.log(inside / (1.0 - inside)), np.float64)

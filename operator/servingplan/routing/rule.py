@@ -76,6 +76,13 @@ class Need:
     quality: Vector
     hits: Vector
 
+    @property
+    def tokens(self) -> Vector:
+        """Tokens that it holds in the KV cache, on average over its stay."""
+        tokens = 0.5 * self.output
+        tokens += self.prompt
+        return tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Factors:
@@ -101,6 +108,7 @@ class Latency:
         high_ttft_s: What the time to first token is very likely to stay below.
         added_s: To all others together.
         slots: Requests that run at once, as the KV cache allows.
+        held_tokens: In the KV cache, with the request.
     """
 
     prefill_s: Vector
@@ -111,6 +119,7 @@ class Latency:
     e2e_s: Vector
     added_s: Vector
     slots: Vector
+    held_tokens: Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,43 +137,83 @@ class Score:
 
 def running_step_s(fleet: Fleet, load: Load, factors: Factors) -> Vector:
     """(endpoints,) seconds of a step of what runs now; tokens are emitted at its inverse."""
-    compute = np.maximum(fleet.floor_s, fleet.beta_s * np.minimum(load.in_flight, fleet.slots))
-    return _positive((fleet.alpha_s + compute + fleet.gamma_s * np.minimum(load.held_tokens, fleet.kv_tokens)) * factors.step)
+    return _positive(_step_s(fleet, np.minimum(load.in_flight, fleet.slots), load.held_tokens, factors))
 
 
 def latency(fleet: Fleet, load: Load, need: Need, factors: Factors) -> Latency:
-    """Times that the request may expect on each endpoint, and cause there."""
-    held = load.held_tokens + (need.prompt + 0.5 * need.output)
-    with_it = load.in_flight + 1.0
-    slots = np.maximum(np.minimum(fleet.kv_tokens * with_it / np.maximum(held, 1.0), fleet.slots), 1.0)
-    read = fleet.gamma_s * np.minimum(held, fleet.kv_tokens)
+    """Times that the request may expect on each endpoint, and cause there.
+
+    Where nobody waits for a slot, what follows from waiting is left out: it would be 0.
+    """
+    in_flight, beta_s = load.in_flight, fleet.beta_s
+    held = load.held_tokens + need.tokens
+    with_it = in_flight + 1.0
+    slots = fleet.kv_tokens * with_it
+    slots /= np.maximum(held, 1.0)
+    np.minimum(slots, fleet.slots, out=slots)
+    np.maximum(slots, 1.0, out=slots)
     batch = np.minimum(with_it, slots)
-    compute = np.maximum(fleet.floor_s, fleet.beta_s * batch)
-    step = _positive((fleet.alpha_s + compute + read) * factors.step)
+    step = _positive(_step_s(fleet, batch, held, factors))
 
     fresh = need.prompt - need.hits
-    tokens = np.maximum(fresh, 1.0) + load.waiting_tokens
-    prefill = (np.maximum(fleet.floor_s, fleet.beta_s * (batch + tokens)) - compute) * factors.step
-    chunks = np.floor(tokens / fleet.budget) * step
-    prefill_s = (1.0 + _WAITED_STEPS) * step + prefill + chunks
-    queued = np.maximum(with_it - slots, 0.0)
-    wait_s = queued * load.usual_output * step / slots
-    waited = wait_s * factors.wait
-    ttft = prefill_s * factors.prefill + waited
-    high = ttft + waited * _SPREADS / np.sqrt(np.maximum(queued, 1.0))
+    tokens = np.maximum(fresh, 1.0)
+    tokens += load.waiting_tokens
+    computes = np.maximum(fleet.floor_s, beta_s * batch)
+    prefill_s = batch + tokens
+    prefill_s *= beta_s
+    np.maximum(prefill_s, fleet.floor_s, out=prefill_s)
+    prefill_s -= computes
+    prefill_s *= factors.step
+    prefill_s += (1.0 + _WAITED_STEPS) * step
+    tokens /= fleet.budget
+    np.floor(tokens, out=tokens)
+    tokens *= step
+    prefill_s += tokens
+    ttft = prefill_s * factors.prefill
 
-    others = np.minimum(load.in_flight, slots)
-    without = fleet.alpha_s + np.maximum(fleet.floor_s, fleet.beta_s * others)
-    without = (without + fleet.gamma_s * np.minimum(load.held_tokens, fleet.kv_tokens)) * factors.step
-    longer = np.maximum(step - without, 0.0) * need.output
-    own_prefill = np.maximum(fleet.beta_s * (batch + fresh) - np.maximum(fleet.floor_s, fleet.beta_s * batch), 0.0)
-    added = others * (longer + own_prefill * factors.step) + queued * need.output * step / slots
-    return Latency(prefill_s, wait_s, ttft, high, step, ttft + need.output * step, added, slots)
+    others = np.minimum(in_flight, slots)
+    longer = _step_s(fleet, others, load.held_tokens, factors)
+    np.subtract(step, longer, out=longer)
+    np.maximum(longer, 0.0, out=longer)
+    longer *= need.output
+    fresh += batch
+    fresh *= beta_s
+    fresh -= computes
+    np.maximum(fresh, 0.0, out=fresh)
+    fresh *= factors.step
+    longer += fresh
+    longer *= others
+
+    own = need.output * step
+    queued = np.maximum(with_it - slots, 0.0)
+    wait_s, high = fleet.nothing, ttft
+    if np.count_nonzero(queued):
+        per_slot = queued * step
+        per_slot /= slots
+        wait_s = per_slot * load.usual_output
+        waited = wait_s * factors.wait
+        ttft = ttft + waited
+        high = ttft + waited * _SPREADS / np.sqrt(np.maximum(queued, 1.0))
+        longer += per_slot * need.output
+    own += ttft
+    return Latency(prefill_s, wait_s, ttft, high, step, own, longer, slots, held)
+
+
+def _step_s(fleet: Fleet, batch: Vector, held_tokens: Vector, factors: Factors) -> Vector:
+    """(endpoints,) seconds of a step over so many requests and KV tokens."""
+    step = fleet.beta_s * batch
+    np.maximum(step, fleet.floor_s, out=step)
+    step += fleet.alpha_s
+    read = np.minimum(held_tokens, fleet.kv_tokens)
+    read *= fleet.gamma_s
+    step += read
+    step *= factors.step
+    return step
 
 
 def idle_ttft_s(fleet: Fleet, need: Need, factors: Factors) -> Vector:
     """(endpoints,) times to first token with nobody else there: no waiting makes them shorter."""
-    none = np.zeros(len(fleet))
+    none = fleet.nothing
     alone = Load(none, none, none, none)
     return latency(fleet, alone, need, factors).ttft_s
 
@@ -179,17 +228,23 @@ def score(fleet: Fleet, need: Need, times: Latency, capacity: Vector, prices: Pr
         capacity: (endpoints,) capacity price of each endpoint's pool, in quality per request.
         prices: The weights.
     """
-    cost = need.prompt * fleet.input_price + need.output * fleet.output_price
+    cost = need.prompt * fleet.input_price
+    cost += need.output * fleet.output_price
     money = prices.per_dollar * cost
     relative = times.e2e_s / prices.scale_s
-    slope = relative ** (prices.power - 1.0)
-    late = (prices.per_second * prices.scale_s) * slope * relative
+    slope = relative if prices.power == 2.0 else relative ** (prices.power - 1.0)
+    late = (prices.per_second * prices.scale_s) * slope
+    late *= relative
     first = (prices.per_second * prices.first_token_share) * times.ttft_s
-    externality = (prices.externality * prices.per_second * prices.power) * slope * times.added_s
+    externality = (prices.externality * prices.per_second * prices.power) * slope
+    externality *= times.added_s
     congestion = np.maximum(externality, capacity)
-    utility = need.quality - money - late - first - congestion
+    utility = need.quality - money
+    utility -= late
+    utility -= first
+    utility -= congestion
     return Score(utility, money, late, first, externality, congestion, cost)
 
 
 def _positive(seconds: Vector) -> Vector:
-    return np.maximum(seconds, 1e-6)
+    return np.maximum(seconds, 1e-6, out=seconds)
