@@ -36,9 +36,15 @@ def spare(start_upstream):
     return start_upstream("spare")
 
 
+@pytest.fixture(scope="module", params=["port", "socket"])
+def new_address(request, tmp_path_factory):
+    """Makes where a picker listens: with gRPC's server, or with our own."""
+    return lambda: "127.0.0.1:0" if request.param == "port" else f"unix:{tmp_path_factory.mktemp('picker') / 'picker.sock'}"
+
+
 @pytest.fixture(scope="module")
-def shared_picker(start_picker):
-    return start_picker(body_limit_bytes=12 * 1024 * 1024)
+def shared_picker(start_picker, new_address):
+    return start_picker(new_address(), body_limit_bytes=12 * 1024 * 1024)
 
 
 @pytest.fixture
@@ -258,8 +264,8 @@ class TestWithoutThePicker:
     """The weights serve on when the picker does not."""
 
     @pytest.fixture
-    def own(self, start_picker, first):
-        picker = start_picker()
+    def own(self, start_picker, new_address, first):
+        picker = start_picker(new_address())
         picker.given.brain.pick(first.address)
         return picker
 
@@ -271,7 +277,7 @@ class TestWithoutThePicker:
         async def hang(*_: Any) -> None:
             await hanging.wait()
 
-        own.server._decider.decide = hang
+        own.decider.decide = hang
         assert answered_by(router) == "spare"
 
     @pytest.mark.parametrize("mode", ("BUFFERED", "NONE"))

@@ -15,7 +15,6 @@ from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProces
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from servingplan.picker.asking import Prediction
-from servingplan.picker.batch import Batcher
 from servingplan.routing.ask import Outcome
 
 POD = "10.0.0.1:8000"
@@ -23,9 +22,9 @@ OTHER = "10.0.0.2:8000"
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 
-@pytest.fixture
-def picker(start_picker):
-    picker = start_picker()
+@pytest.fixture(params=["port", "socket"])
+def picker(request, start_picker, tmp_path):
+    picker = start_picker("127.0.0.1:0" if request.param == "port" else f"unix:{tmp_path / 'picker.sock'}")
     picker.given.brain.pick(POD, OTHER)
     yield picker
     picker.stop()
@@ -310,23 +309,6 @@ def test_a_prediction_reaches_the_decision_and_a_failing_predictor_does_not_matt
     run(once())
     assert picker.given.brain.asks[-1].quality["small.v1"] == 0.6
     assert picker.count("failed_predictions_total", error="ValueError") == 1
-
-
-def test_only_what_waits_already_is_predicted_together():
-    batches: list[int] = []
-
-    def predict(texts: list[str]) -> list[Prediction]:
-        batches.append(len(texts))
-        return [Prediction({text: 1.0}) for text in texts]
-
-    async def scenario() -> None:
-        batcher = Batcher(predict)
-        together = await asyncio.gather(*(batcher(str(number)) for number in range(40)))
-        assert [next(iter(each.quality)) for each in together] == [str(number) for number in range(40)]
-        assert await batcher("alone") == Prediction({"alone": 1.0})
-
-    asyncio.run(scenario())
-    assert batches == [32, 8, 1]
 
 
 def test_an_address_in_use_is_said(start_picker):

@@ -6,14 +6,16 @@ not wait for it, because the plan's weights serve as well. One that drains finis
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from aiohttp import web
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from servingplan.picker.http2_stream import RpcError, Status
+
 EXT_PROC_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+CHECK_METHOD = "/grpc.health.v1.Health/Check"
 _READY_SERVICES = ("", EXT_PROC_SERVICE, "readiness")
 _LIVE_SERVICES = ("liveness",)
 
@@ -23,42 +25,50 @@ class Health:
 
     Args:
         is_ready: Whether there are a table and endpoints.
-
-    Attributes:
-        servicer: The gRPC health service.
     """
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:
-        self.servicer = health.aio.HealthServicer()
         self._is_ready = is_ready
         self._draining = False
-        self._told: bool | None = None
-        # Two answers told at once could leave the older one standing.
-        self._telling = asyncio.Lock()
 
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
         return not self._draining and self._is_ready()
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """From now on nothing new should come."""
         self._draining = True
-        await self.refresh()
 
-    async def refresh(self) -> None:
-        """Tells gRPC's clients when the answer has changed."""
-        async with self._telling:
-            ready = self.ready
-            if ready is self._told:
-                return
-            if self._told is None:
-                for service in _LIVE_SERVICES:
-                    await self.servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-            self._told = ready
-            status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-            for service in _READY_SERVICES:
-                await self.servicer.set(service, status)
+    def services(self) -> Mapping[str, bool]:
+        """Whether each service of gRPC's health protocol serves."""
+        return dict.fromkeys(_LIVE_SERVICES, True) | dict.fromkeys(_READY_SERVICES, self.ready)
+
+
+class Check:
+    """A call of gRPC's health protocol.
+
+    Args:
+        state: What it tells.
+    """
+
+    def __init__(self, state: Health) -> None:
+        self._state = state
+
+    async def take(self, message: bytes) -> Sequence[bytes]:
+        """The answer to one question.
+
+        Raises:
+            RpcError: The service is none of ours.
+        """
+        serves = self._state.services().get(health_pb2.HealthCheckRequest.FromString(message).service)
+        if serves is None:
+            raise RpcError(Status.NOT_FOUND, "no such service")
+        status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
+        return [health_pb2.HealthCheckResponse(status=status).SerializeToString()]
+
+    def end(self) -> None:
+        """Nothing is kept."""
 
 
 def http_app(state: Health, registry: CollectorRegistry) -> web.Application:

@@ -1,32 +1,33 @@
-"""The ext_proc server: one event loop, one HTTP/2 connection per Envoy worker, one stream per request in flight."""
+"""The ext_proc server: one event loop, one HTTP/2 connection per Envoy worker, one stream per request in flight.
+
+Beside our own Envoy it listens on a Unix socket, with HTTP/2 of its own, because gRPC's server in Python costs more than the
+decision. On a port, where gateways of others ask, gRPC's server serves the same calls.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import grpc
 from aiohttp import web
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
-from grpc_health.v1 import health_pb2_grpc
 
 from servingplan.picker.decide import Decider
 from servingplan.picker.exchange import Exchange
-from servingplan.picker.health import EXT_PROC_SERVICE, Health, http_app
+from servingplan.picker.health import CHECK_METHOD, EXT_PROC_SERVICE, Check, Health, http_app
+from servingplan.picker.http2_server import SocketServer
+from servingplan.picker.http2_stream import Call
 from servingplan.picker.metrics import Metrics
-from servingplan.picker.protocol import BodyMode, Wire
+from servingplan.picker.protocol import BodyMode
 
 UNIX = "unix:"
+PROCESS_METHOD = f"/{EXT_PROC_SERVICE}/Process"
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
-_REFRESH_S = 0.2
-
-log = logging.getLogger(__name__)
+_CLOSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,18 @@ class Listening:
     drain_s: float = 30.0
 
 
+class GrpcServer(Protocol):
+    """Who carries the calls."""
+
+    port: int
+
+    async def start(self) -> None:
+        """Listens; raises ``OSError`` when the address cannot be used."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no more streams, gives those under way ``grace_s`` to end, and closes."""
+
+
 class Server:
     """Serves decisions until it is stopped.
 
@@ -58,20 +71,20 @@ class Server:
         listening: Where.
 
     Attributes:
-        port: The gRPC port; 0 on a socket.
         http_port: The HTTP port.
     """
 
     def __init__(self, decider: Decider, health: Health, metrics: Metrics, listening: Listening) -> None:
-        self._decider, self._health, self._metrics, self._listening = decider, health, metrics, listening
-        self._open = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._grpc: grpc.aio.Server | None = None
+        self._health, self._metrics, self._listening = health, metrics, listening
+        self._streams = _Streams(decider, metrics, listening.unannounced)
+        self._grpc = _grpc_server(self._streams, health, listening.address, decider.body_limit_bytes + _MESSAGE_OVERHEAD_BYTES)
         self._http: web.AppRunner | None = None
-        self._refresher: asyncio.Task[None] | None = None
-        self.port = 0
         self.http_port = 0
+
+    @property
+    def port(self) -> int:
+        """The gRPC port; 0 on a socket."""
+        return self._grpc.port
 
     async def start(self) -> None:
         """Listens.
@@ -79,84 +92,77 @@ class Server:
         Raises:
             OSError: An address cannot be used.
         """
-        largest = self._decider.body_limit_bytes + _MESSAGE_OVERHEAD_BYTES
-        options = [("grpc.max_receive_message_length", largest), ("grpc.so_reuseport", 0)]
-        server = self._grpc = grpc.aio.server(options=options)
-        server.add_generic_rpc_handlers((_handlers(self._process),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
-        address = self._listening.address
-        try:
-            self.port = server.add_insecure_port(address)
-        except RuntimeError as error:
-            message = f"cannot listen on {address}: {error}"
-            raise OSError(message) from error
-        await self._health.refresh()
-        await server.start()
-        if address.startswith(UNIX):
-            _open_to_all(Path(address.removeprefix(UNIX)))
-            self.port = 0
+        await self._grpc.start()
         self._http = web.AppRunner(http_app(self._health, self._metrics.registry), access_log=None)
         await self._http.setup()
         site = web.TCPSite(self._http, self._listening.http_address, self._listening.http_port)
         await site.start()
         self.http_port = self._http.addresses[0][1]
-        self._refresher = asyncio.create_task(self._keep_telling())
 
     async def stop(self) -> None:
         """Asks for no more requests, lets those under way end, and closes."""
-        await self._health.drain()
+        self._health.drain()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), self._listening.drain_s)
-        if self._refresher:
-            self._refresher.cancel()
-        if self._grpc:
-            await self._grpc.stop(0.5)
+            await asyncio.wait_for(self._streams.idle.wait(), self._listening.drain_s)
+        await self._grpc.stop(_CLOSE_S)
         if self._http:
             await self._http.cleanup()
 
-    async def _keep_telling(self) -> None:
-        while True:
-            await self._health.refresh()
-            await asyncio.sleep(_REFRESH_S)
 
-    async def _process(self, _: Any, context: grpc.aio.ServicerContext) -> None:
-        """One stream: the end of the stream is the end of the request, however it ended."""
-        exchange = Exchange(self._decider, self._listening.unannounced)
-        self._opened()
-        try:
-            while (message := await context.read()) is not grpc.aio.EOF:
-                for reply in await exchange.take(message):
-                    await context.write(reply)
-        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
-            # Envoy has gone while it was being answered.
-            pass
-        finally:
-            exchange.end()
-            self._closed()
+def _grpc_server(streams: _Streams, health: Health, address: str, message_limit_bytes: int) -> GrpcServer:
+    methods: Mapping[str, Callable[[], Call]] = {PROCESS_METHOD: streams.begin}
+    if address.startswith(UNIX):
+        methods = {**methods, CHECK_METHOD: lambda: Check(health)}
+        return SocketServer(Path(address.removeprefix(UNIX)), methods, message_limit_bytes)
+    # gRPC's server takes some 15 MB, which a picker beside its Envoy does without.
+    from servingplan.picker.grpc_server import PortServer  # noqa: PLC0415
 
-    def _opened(self) -> None:
+    return PortServer(address, methods, health, message_limit_bytes)
+
+
+class _Streams:
+    """Counts the streams that are open.
+
+    Attributes:
+        idle: Set while there is none.
+    """
+
+    def __init__(self, decider: Decider, metrics: Metrics, unannounced: BodyMode) -> None:
+        self._decider, self._metrics, self._unannounced = decider, metrics, unannounced
+        self._open = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def begin(self) -> Call:
+        """A stream has opened."""
+        if not self._open:
+            self.idle.clear()
         self._open += 1
-        self._idle.clear()
         self._metrics.stream_opened()
+        return _Process(Exchange(self._decider, self._unannounced), self)
 
-    def _closed(self) -> None:
+    def ended(self) -> None:
+        """A stream has ended."""
         self._open -= 1
         self._metrics.stream_ended()
         if not self._open:
-            self._idle.set()
+            self.idle.set()
 
 
-def _open_to_all(socket: Path) -> None:
-    # Envoy runs as another user; who may reach the folder is decided where the folder is mounted.
-    socket.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH)
+class _Process:
+    """One stream of ext_proc: its end is the end of the request, however it ended."""
 
+    __slots__ = ("_exchange", "_streams")
 
-def _handlers(process: Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]) -> grpc.GenericRpcHandler:
-    handler = grpc.stream_stream_rpc_method_handler(
-        process, request_deserializer=ProcessingRequest.FromString, response_serializer=_serialised
-    )
-    return grpc.method_handlers_generic_handler(EXT_PROC_SERVICE, {"Process": handler})
+    def __init__(self, exchange: Exchange, streams: _Streams) -> None:
+        self._exchange, self._streams = exchange, streams
 
+    async def take(self, message: bytes) -> Sequence[bytes]:
+        replies = await self._exchange.take(ProcessingRequest.FromString(message))
+        return [reply if isinstance(reply, bytes) else reply.SerializeToString() for reply in replies]
 
-def _serialised(reply: Wire) -> bytes:
-    return reply if isinstance(reply, bytes) else reply.SerializeToString()
+    def end(self) -> None:
+        try:
+            self._exchange.end()
+        finally:
+            self._streams.ended()
