@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,15 +155,6 @@ def timed_us(state: str, work: Callable[[], object]) -> float:
     return 1e6 * (time.thread_time() - begun)
 
 
-def finish(work: Coroutine[object, object, Pick]) -> Pick | None:
-    """The result of a coroutine that waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        return end.value
-    raise RuntimeError("a decision has let go of the event loop")
-
-
 def whole(size: int, predict: embed.PromptPredictor | None, state: str) -> tuple[float, float]:
     """Microseconds of a request from its body to its pick, and of its end: medians."""
     kept, rng, picked, ended = Kept(size, predict), np.random.default_rng(size), [], []
@@ -181,7 +172,7 @@ def whole(size: int, predict: embed.PromptPredictor | None, state: str) -> tuple
             pick = flying.pop(0)[1]
             ended.append(timed_us(state, lambda pick=pick: decider.finished(pick, Outcome.CANCELLED, None)))
         opening, found = Opening(headers, is_whole=False, mode=BodyMode.BUFFERED), []
-        picked.append(timed_us(state, lambda body=body, to=found, of=opening: to.append(finish(decider.decide(of, body)))))
+        picked.append(timed_us(state, lambda body=body, to=found, of=opening: to.append(decider.decide(of, body))))
         if isinstance(found[0], Pick):
             flying.append((kept.now_s, found[0]))
     return float(np.median(picked)), float(np.median(ended)) if ended else float("nan")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -112,7 +115,7 @@ class Receipts(ReceiptLog):
 
 
 class RunningPicker:
-    """A picker that serves in the loop of the fakes.
+    """A picker that serves in a loop that runs in another thread.
 
     Attributes:
         given: What it decides from.
@@ -138,6 +141,16 @@ class RunningPicker:
 
     def call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(DEADLINE_S)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Its loop does nothing meanwhile, nor for whoever else lives in it."""
+        over = threading.Event()
+        self._loop.call_soon_threadsafe(over.wait, DEADLINE_S)
+        try:
+            yield
+        finally:
+            over.set()
 
     def stop(self) -> None:
         if not self.stopped:

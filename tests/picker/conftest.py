@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -50,9 +50,9 @@ def until() -> Callable[..., Any]:
     return wait_until
 
 
-@pytest.fixture(scope="session")
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that runs in a thread of its own, for pickers and fakes."""
+@contextmanager
+def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that runs in a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -63,12 +63,26 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture(scope="session")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The event loop of pickers and fakes."""
+    with running_loop() as loop:
+        yield loop
+
+
+@pytest.fixture
+def own_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop for what a test holds up."""
+    with running_loop() as loop:
+        yield loop
+
+
+@pytest.fixture(scope="session")
 def start_picker(loop: asyncio.AbstractEventLoop) -> Iterator[Callable[..., dictated.RunningPicker]]:
     """Starts a picker; all are stopped at the end."""
     started: list[dictated.RunningPicker] = []
 
-    def start(address: str = "127.0.0.1:0", **decider: Any) -> dictated.RunningPicker:
-        started.append(dictated.RunningPicker(loop, address, **decider))
+    def start(address: str = "127.0.0.1:0", on: asyncio.AbstractEventLoop = loop, **decider: Any) -> dictated.RunningPicker:
+        started.append(dictated.RunningPicker(on, address, **decider))
         return started[-1]
 
     yield start

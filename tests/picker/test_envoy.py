@@ -269,16 +269,22 @@ class TestWithoutThePicker:
         picker.given.brain.pick(first.address)
         return picker
 
+    @pytest.fixture
+    def alone(self, start_picker, new_address, own_loop, first):
+        """A picker that shares its loop with nobody."""
+        picker = start_picker(new_address(), on=own_loop)
+        picker.given.brain.pick(first.address)
+        yield picker
+        picker.stop()
+
     @pytest.mark.parametrize("mode", ("BUFFERED", "NONE"))
-    def test_it_hangs(self, mode, own, first, spare, start_router):
-        router = start_router(own, [first.address], spare.address, mode, patience_s=0.2)
-        hanging = asyncio.Event()
-
-        async def hang(*_: Any) -> None:
-            await hanging.wait()
-
-        own.decider.decide = hang
-        assert answered_by(router) == "spare"
+    def test_it_hangs(self, mode, alone, first, spare, start_router, until):
+        router = start_router(alone, [first.address], spare.address, mode, patience_s=0.2)
+        assert answered_by(router) == "first"
+        with alone.hanging():
+            assert answered_by(router) == "spare"
+            assert router.stat("http.ingress.ext_proc.message_timeouts") == 1, "Envoy trusted it, asked and waited"
+        until(lambda: answered_by(router) == "first", "Envoy asks it again")
 
     @pytest.mark.parametrize("mode", ("BUFFERED", "NONE"))
     def test_it_drains_and_dies_while_an_answer_is_under_way(self, mode, own, start_upstream, spare, start_router, until):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -30,7 +29,7 @@ class Decisions:
         self.asked: list[tuple[Opening, bytes | None]] = []
         self.ended: list[Outcome] = []
 
-    async def decide(self, opening: Opening, body: bytes | None) -> Pick | Refusal | None:
+    def decide(self, opening: Opening, body: bytes | None) -> Pick | Refusal | None:
         self.asked.append((opening, body))
         return self.answer
 
@@ -66,11 +65,8 @@ def headers(**fields: Any) -> ProcessingRequest:
 
 
 def replies(exchange: Exchange, *messages: ProcessingRequest) -> list[ProcessingResponse]:
-    async def take() -> list[ProcessingResponse]:
-        found = [reply for message in messages for reply in await exchange.take(message)]
-        return [ProcessingResponse.FromString(reply) if isinstance(reply, bytes) else reply for reply in found]
-
-    return asyncio.run(take())
+    found = [reply for message in messages for reply in exchange.take(message)]
+    return [ProcessingResponse.FromString(reply) if isinstance(reply, bytes) else reply for reply in found]
 
 
 def picked(reply: ProcessingResponse) -> str:

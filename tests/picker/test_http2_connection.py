@@ -81,13 +81,12 @@ class Wire(asyncio.Transport):
 class Calls:
     """Calls that answer every message with itself, twice if it begins with ``2`` and not at all with ``0``.
 
-    ``wait`` waits a turn of the loop, ``hang`` until ``gate`` is set, ``fail`` and ``refuse`` raise.
+    ``fail`` and ``refuse`` raise.
     """
 
     begun: int = 0
     ended: int = 0
     taken: list[bytes] = field(default_factory=list)
-    gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def begin(self) -> Any:
         self.begun += 1
@@ -98,13 +97,9 @@ class _Echo:
     def __init__(self, calls: Calls) -> None:
         self._calls, self._is_over = calls, False
 
-    async def take(self, message: bytes) -> list[bytes]:
+    def take(self, message: bytes) -> list[bytes]:
         self._calls.taken.append(message)
         assert not self._is_over
-        if message.startswith(b"wait"):
-            await asyncio.sleep(0)
-        if message.startswith(b"hang"):
-            await self._calls.gate.wait()
         if message.startswith(b"fail"):
             raise ValueError("secret-prompt")
         if message.startswith(b"refuse"):
@@ -130,10 +125,6 @@ class Peer:
         for piece in pieces:
             if not self.wire.is_closed:
                 self.connection.data_received(piece)
-
-    async def settle(self) -> None:
-        for _ in range(20):
-            await asyncio.sleep(0)
 
     def frames(self) -> list[tuple[int, int, int, bytes]]:
         found, at = [], 0
@@ -173,10 +164,8 @@ def run(scenario: Callable[[Peer], Any], **peer_fields: Any) -> Peer:
 
     async def play() -> Peer:
         peer = Peer(**peer_fields)
-        await scenario(peer)
-        await peer.settle()
+        scenario(peer)
         peer.connection.connection_lost(None)
-        await peer.settle()
         assert peer.calls.ended == peer.calls.begun
         assert not peer.connections
         return peer
@@ -185,7 +174,7 @@ def run(scenario: Callable[[Peer], Any], **peer_fields: Any) -> Peer:
 
 
 def fed(*pieces: bytes, **peer_fields: Any) -> Peer:
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         peer.send(*pieces)
 
     return run(scenario, **peer_fields)
@@ -202,9 +191,9 @@ SCRIPT = b"".join(
         frame(HEADERS, END_HEADERS | PADDED | PRIORITISED, 3, b"\3" + b"\0\0\0\0\7" + b"\x20" + block() + b"\0\0\0"),
         frame(DATA, 0, 1, message(b"one") + message(b"2wo") + message(b"")[:3]),
         frame(PING, 0, 0, b"12345678"),
-        frame(DATA, PADDED, 3, b"\5" + message(b"wait")[:4] + b"\0" * 5),
-        frame(DATA, 0, 1, message(b"")[3:] + message(b"wait more")),
-        frame(DATA, 0, 3, message(b"wait")[4:] + message(b"behind") + message(LONG)[:8000]),
+        frame(DATA, PADDED, 3, b"\5" + message(b"some")[:4] + b"\0" * 5),
+        frame(DATA, 0, 1, message(b"")[3:] + message(b"some more")),
+        frame(DATA, 0, 3, message(b"some")[4:] + message(b"behind") + message(LONG)[:8000]),
         frame(0x77, 0xFF, 9, b"of no kind that is known"),
         frame(PRIORITY, 0, 3, b"\0\0\0\0\1"),
         opened(5),
@@ -221,8 +210,8 @@ SCRIPT = b"".join(
 )
 BEGIN = {":status": "200", "content-type": "application/grpc"}
 WANT = {
-    1: (b"".join(map(message, (b"one", b"2wo", b"2wo", b"", b"wait more"))), BEGIN | {"grpc-status": "0"}),
-    3: (b"".join(map(message, (b"wait", b"behind", LONG))), BEGIN | {"grpc-status": "0"}),
+    1: (b"".join(map(message, (b"one", b"2wo", b"2wo", b"", b"some more"))), BEGIN | {"grpc-status": "0"}),
+    3: (b"".join(map(message, (b"some", b"behind", LONG))), BEGIN | {"grpc-status": "0"}),
     5: (b"", BEGIN | {"grpc-status": "5", "grpc-message": "nothing here"}),
     7: (b"", BEGIN | {"grpc-status": "0"}),
     9: (message(b"last"), BEGIN | {"grpc-status": "0"}),
@@ -271,7 +260,7 @@ FRAMES = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(FRAMES, max_size=12))
 def test_no_frames_raise_and_every_call_is_ended(frames):
-    fed(OPEN + sent(1, b"hang"), *frames)
+    fed(OPEN + sent(1, b"x"), *frames)
 
 
 @settings(max_examples=300, deadline=None)
@@ -330,7 +319,7 @@ VIOLATIONS = {
 
 @pytest.mark.parametrize(("received", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
 def test_who_breaks_the_rules_is_told_and_cut_off_and_all_calls_end(received, code):
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         peer.send(received + sent(1, b"not looked at"))
         assert peer.wire.is_closed
         assert [found for _, found in peer.goaways()] == [code]
@@ -362,7 +351,7 @@ REFUSALS = {
     "too long": (frame(DATA, 0, 1, message(b"x", size=LIMIT_BYTES + 1)), "8"),
     "cut off": (frame(DATA, END_STREAM, 1, message(b"xyz")[:-1]), "13"),
     "failing": (sent(1, b"fail"), "2"),
-    "failing later": (sent(1, b"wait") + sent(1, b"fail") + sent(1, b"not looked at"), "2"),
+    "failing later": (sent(1, b"x") + sent(1, b"fail") + sent(1, b"not looked at"), "2"),
     "refused": (sent(1, b"refuse"), "5"),
 }
 
@@ -387,21 +376,23 @@ def test_a_method_that_there_is_not_is_said():
 
 
 def test_a_client_that_has_gone_is_not_answered_and_its_call_ends():
-    async def scenario(peer: Peer) -> None:
-        peer.send(OPEN + sent(1, b"hang") + sent(1, b"next") + opened(3) + sent(3, b"hang", END_STREAM))
+    def scenario(peer: Peer) -> None:
+        late = message(b"late")
+        peer.send(OPEN + sent(1, b"x") + frame(DATA, 0, 1, late[:-1]) + opened(3) + frame(DATA, 0, 3, late[:-1]))
+        answered = peer.answers()
         peer.send(frame(RESET, 0, 1, b"\0\0\0\10") + frame(RESET, 0, 3, b"\0\0\0\10"))
-        await peer.settle()
         assert peer.calls.ended == 2
-        peer.calls.gate.set()
-        peer.send(opened(5) + sent(5, b"x", END_STREAM))
+        peer.send(frame(DATA, 0, 1, late[-1:]) + frame(DATA, END_STREAM, 3, late[-1:]))
+        assert peer.answers() == answered == {1: (message(b"x"), BEGIN)}
+        peer.send(opened(5) + sent(5, b"y", END_STREAM))
 
     peer = run(scenario)
-    assert peer.calls.taken == [b"hang", b"hang", b"x"]
-    assert peer.answers().keys() == {5}
+    assert peer.calls.taken == [b"x", b"y"]
+    assert peer.answers().keys() == {1, 5}
 
 
 def test_an_end_and_a_reset_at_once_as_envoy_sends_them_cost_no_answer():
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         peer.send(OPEN + sent(1, b"x"))
         writes = peer.wire.writes
         peer.send(frame(DATA, END_STREAM, 1) + frame(RESET, 0, 1, b"\0\0\0\2"))
@@ -410,18 +401,18 @@ def test_an_end_and_a_reset_at_once_as_envoy_sends_them_cost_no_answer():
     run(scenario)
 
 
-def test_a_call_ends_only_when_all_before_the_clients_end_is_answered():
-    async def scenario(peer: Peer) -> None:
-        peer.send(OPEN + sent(1, b"hang") + sent(1, b"next", END_STREAM))
-        await peer.settle()
-        assert (peer.calls.ended, peer.answers()) == (0, {})
-        peer.calls.gate.set()
+def test_a_call_ends_only_at_the_clients_end_and_when_all_before_it_is_answered():
+    def scenario(peer: Peer) -> None:
+        peer.send(OPEN + sent(1, b"first"))
+        assert (peer.calls.ended, peer.answers()) == (0, {1: (message(b"first"), BEGIN)})
+        peer.send(sent(1, b"next", END_STREAM))
+        assert (peer.calls.ended, peer.calls.taken) == (1, [b"first", b"next"])
 
-    assert run(scenario).answers() == {1: (message(b"hang") + message(b"next"), BEGIN | {"grpc-status": "0"})}
+    assert run(scenario).answers() == {1: (message(b"first") + message(b"next"), BEGIN | {"grpc-status": "0"})}
 
 
 def test_many_messages_of_one_read_are_answered_by_one_write():
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         writes = peer.wire.writes
         peer.send(OPEN + b"".join(opened(stream) + sent(stream, b"x", END_STREAM) for stream in range(3, 99, 2)))
         assert peer.wire.writes == writes + 1
@@ -456,7 +447,7 @@ def test_a_block_means_what_it_means_when_it_comes():
 
 
 def test_a_client_is_sent_no_more_than_it_has_room_for():
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         no_room = frame(SETTINGS, 0, 0, struct.pack(">HL", 4, 0))
         peer.send(PREFACE + no_room + opened(1) + sent(1, b"hello", END_STREAM) + opened(3) + sent(3, b"other"))
         assert [stream for kind, _, stream, _ in peer.frames() if kind == DATA] == []
@@ -478,7 +469,7 @@ def test_the_room_of_the_connection_is_kept_too():
     texts = {stream: bytes([stream]) * 40_000 for stream in (1, 3, 5)}
     received = [opened(stream) + long(stream, text) for stream, text in texts.items()]
 
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         peer.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HL", 4, 10**6)), *received)
         assert sum(len(payload) for kind, _, _, payload in peer.frames() if kind == DATA) == 65535
         peer.send(frame(RESET, 0, 3, b"\0\0\0\10"), *[frame(WINDOW, 0, 0, b"\0\1\0\0")] * 3)
@@ -499,7 +490,7 @@ def test_the_room_of_the_connection_is_kept_by_short_messages_too():
 
 
 def test_a_connection_is_given_room_for_ever():
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         peer.send(OPEN)
         payload = message(b"0" * 16_000)
         for stream in range(1, 21, 2):
@@ -518,7 +509,7 @@ def long(stream: int, text: bytes) -> bytes:
 
 
 def test_a_client_that_sends_for_long_is_given_room_again_and_one_that_takes_more_is_stopped():
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         peer.send(OPEN)
         payload = message(b"0" * 16_000)
         for _ in range(2 * WINDOW_BYTES // len(payload)):
@@ -530,21 +521,19 @@ def test_a_client_that_sends_for_long_is_given_room_again_and_one_that_takes_mor
 
         before = given()
         assert before >= WINDOW_BYTES
-        peer.send(sent(1, b"hang"), *[frame(DATA, 0, 1, payload)] * (WINDOW_BYTES // len(payload) // 2))
-        assert given() == before, "what waits for its turn takes up room"
-        peer.calls.gate.set()
-        await peer.settle()
-        assert given() > before
         assert not peer.resets()
-        peer.calls.gate.clear()
-        peer.send(sent(1, b"hang"), *[frame(DATA, 0, 1, payload)] * (WINDOW_BYTES // len(payload) + 1))
+        peer.send(frame(SETTINGS, 0, 0, struct.pack(">HL", 4, 0)) + sent(1, b"x") + sent(1, b"refuse"))
+        assert peer.status(1) is None, "the client has no room for its answers"
+        peer.send(*[frame(DATA, 0, 1, payload)] * (WINDOW_BYTES // len(payload) + 1))
+        assert given() == before, "for what nobody will look at there is no room"
+        assert peer.calls.taken[-1] == b"refuse"
         assert peer.resets() == {1: FLOW}
 
     run(scenario)
 
 
 def test_a_client_that_does_not_read_is_not_read():
-    async def scenario(peer: Peer) -> None:
+    def scenario(peer: Peer) -> None:
         peer.send(OPEN)
         peer.connection.pause_writing()
         assert not peer.wire.is_read
@@ -555,8 +544,8 @@ def test_a_client_that_does_not_read_is_not_read():
 
 
 def test_a_drain_lets_streams_end_and_takes_no_more_once_the_client_knows():
-    async def scenario(peer: Peer) -> None:
-        peer.send(OPEN + sent(1, b"hang"))
+    def scenario(peer: Peer) -> None:
+        peer.send(OPEN + sent(1, b"x"))
         peer.connection.drain()
         assert peer.goaways() == [(2**31 - 1, 0)]
         peer.send(opened(3) + sent(3, b"still", END_STREAM))
@@ -565,9 +554,7 @@ def test_a_drain_lets_streams_end_and_takes_no_more_once_the_client_knows():
         assert peer.goaways()[1:] == [(3, 0)]
         assert peer.resets() == {5: 7}
         assert not peer.wire.is_closed
-        peer.calls.gate.set()
         peer.send(frame(DATA, END_STREAM, 1))
-        await peer.settle()
         assert peer.wire.is_closed
 
     peer = run(scenario)
@@ -577,7 +564,7 @@ def test_a_drain_lets_streams_end_and_takes_no_more_once_the_client_knows():
 
 def test_an_end_that_fails_is_said_and_the_others_go_on(caplog):
     class Failing:
-        async def take(self, message: bytes) -> list[bytes]:
+        def take(self, message: bytes) -> list[bytes]:
             return []
 
         def end(self) -> None:

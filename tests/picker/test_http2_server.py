@@ -26,16 +26,14 @@ SIZES = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length
 
 
 class Echo:
-    """A call that sends every message back; ``wait`` is held until the gate opens."""
+    """A call that sends every message back."""
 
-    open, gate = 0, asyncio.Event()
+    open = 0
 
     def __init__(self) -> None:
         type(self).open += 1
 
-    async def take(self, message: bytes) -> list[bytes]:
-        if message == b"wait":
-            await self.gate.wait()
+    def take(self, message: bytes) -> list[bytes]:
         return [message]
 
     def end(self) -> None:
@@ -50,7 +48,7 @@ def path(tmp_path) -> Path:
 @pytest.fixture
 def echo() -> type[Echo]:
     """Calls of a test's own."""
-    return type("OwnEcho", (Echo,), {"gate": asyncio.Event()})
+    return type("OwnEcho", (Echo,), {"open": 0})
 
 
 @contextlib.asynccontextmanager
@@ -109,20 +107,24 @@ def test_a_message_over_the_limit_and_an_unknown_method_are_refused(path, echo):
 
 
 def test_thousands_of_streams_are_open_at_a_time(path, echo, until):
-    async def one(channel: grpc.aio.Channel) -> Any:
+    async def one(channel: grpc.aio.Channel, all_are_open: asyncio.Event) -> list[Any]:
         call = stream(channel)
-        await call.write(b"wait")
+        await call.write(b"first")
+        answers = [await call.read()]
+        await all_are_open.wait()
+        await call.write(b"last")
         await call.done_writing()
-        return await call.read()
+        return [*answers, await call.read(), await call.read()]
 
-    async def scenario() -> list[bytes]:
+    async def scenario() -> list[list[Any]]:
+        all_are_open = asyncio.Event()
         async with served(path, echo), connect(path) as channel:
-            calls = [asyncio.create_task(one(channel)) for _ in range(3000)]
+            calls = [asyncio.create_task(one(channel, all_are_open)) for _ in range(3000)]
             await asyncio.to_thread(until, lambda: echo.open == 3000, "all are open")
-            echo.gate.set()
+            all_are_open.set()
             return await asyncio.gather(*calls)
 
-    assert run(scenario()) == [b"wait"] * 3000
+    assert run(scenario()) == [[b"first", b"last", grpc.aio.EOF]] * 3000
     assert echo.open == 0
 
 
@@ -132,16 +134,16 @@ def test_a_stop_lets_streams_end_and_turns_new_ones_away(path, echo, until):
             server = await stack.enter_async_context(served(path, echo))
             channel = await stack.enter_async_context(connect(path))
             call = stream(channel)
-            await call.write(b"wait")
-            await asyncio.to_thread(until, lambda: echo.open == 1, "the stream is open")
+            await call.write(b"first")
+            assert await call.read() == b"first"
             stopping = asyncio.create_task(server.stop(DEADLINE_S))
             await asyncio.to_thread(
                 until, lambda: channel.get_state() is not grpc.ChannelConnectivity.READY, "the client knows"
             )
             assert await stream(channel).code() is grpc.StatusCode.UNAVAILABLE
             assert not stopping.done()
-            echo.gate.set()
-            assert await call.read() == b"wait"
+            await call.write(b"last")
+            assert await call.read() == b"last"
             await call.done_writing()
             assert await call.code() is grpc.StatusCode.OK
             await asyncio.wait_for(stopping, DEADLINE_S)
@@ -155,8 +157,8 @@ def test_a_stop_waits_no_longer_than_it_may(path, echo, until):
         async with connect(path) as channel:
             async with served(path, echo, grace_s=0.05):
                 call = stream(channel)
-                await call.write(b"wait")
-                await asyncio.to_thread(until, lambda: echo.open == 1, "the stream is open")
+                await call.write(b"x")
+                assert await call.read() == b"x"
             assert await call.code() is grpc.StatusCode.UNAVAILABLE
             await asyncio.to_thread(until, lambda: echo.open == 0, "the call has ended")
 

@@ -161,6 +161,41 @@ def test_a_stream_that_begins_in_the_middle_goes_on_without_a_pick(picker):
     assert not picker.given.brain.asks
 
 
+@pytest.mark.parametrize("at_first", [True, False])
+def test_a_message_that_is_none_ends_its_stream_and_releases(at_first, picker, until):
+    async def scenario() -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(picker.target) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/Process")()
+            if not at_first:
+                await call.write(headers(mode=0).SerializeToString())
+                await call.read()
+                assert picker.given.brain.in_flight
+            await call.write(b"no protobuf")
+            return await call.code()
+
+    assert run(scenario()) is grpc.StatusCode.INTERNAL
+    until(lambda: picker.count("streams") == 0, "the stream has ended")
+    assert not picker.given.brain.in_flight
+
+
+def test_what_fails_unforeseen_is_told_and_logged_without_its_words(picker, until, monkeypatch, caplog):
+    def fails(*_: Any) -> None:
+        raise ValueError("what somebody asked")
+
+    monkeypatch.setattr(picker.decider, "decide", fails)
+
+    async def scenario() -> tuple[grpc.StatusCode, str]:
+        async with grpc.aio.insecure_channel(picker.target) as channel:
+            call = ExternalProcessorStub(channel).Process()
+            await call.write(headers(mode=0))
+            return await call.code(), await call.details()
+
+    code, words = run(scenario())
+    assert code is grpc.StatusCode.UNKNOWN
+    until(lambda: "ValueError" in caplog.text, "it is logged")
+    assert "somebody" not in (words or "") + caplog.text
+
+
 def test_a_mode_that_nobody_knows_yet_is_taken_for_the_usual_one(picker):
     async def scenario() -> None:
         async with stream(picker) as call:

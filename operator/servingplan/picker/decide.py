@@ -112,8 +112,8 @@ class Decider:
         self._catalogue: Catalogue | None = None
         self._said_s: dict[str, float] = {}
 
-    async def decide(self, opening: Opening, body: bytes | None) -> Pick | Refusal | None:
-        """A pick, a refusal, or None to let the request go on without one. It never lets go of the event loop.
+    def decide(self, opening: Opening, body: bytes | None) -> Pick | Refusal | None:
+        """A pick, a refusal, or None to let the request go on without one.
 
         Args:
             opening: The beginning of the request.

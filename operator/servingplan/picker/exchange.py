@@ -37,7 +37,7 @@ class Decides(Protocol):
 
     body_limit_bytes: int
 
-    async def decide(self, opening: Opening, body: bytes | None) -> Pick | Refusal | None:
+    def decide(self, opening: Opening, body: bytes | None) -> Pick | Refusal | None:
         """A pick, a refusal, or None to let the request go on without one."""
 
     def refuse_body(self) -> Refusal:
@@ -75,17 +75,17 @@ class Exchange:
         self._status = 0
         self._full_response = False
 
-    async def take(self, message: ProcessingRequest) -> Sequence[Wire]:
+    def take(self, message: ProcessingRequest) -> Sequence[Wire]:
         """The replies to one message of Envoy's, in order."""
         if self._refused:
             return []
         kind = message.WhichOneof("request")
         if kind == "request_headers":
-            return await self._request_headers(message)
+            return self._request_headers(message)
         if kind == "request_body":
-            return await self._request_body(message)
+            return self._request_body(message)
         if kind == "request_trailers":
-            return await self._request_trailers()
+            return self._request_trailers()
         return self._response(kind, message)
 
     def end(self) -> None:
@@ -96,7 +96,7 @@ class Exchange:
         seen = Outcome.FAILED if self._status >= 500 else Outcome.COMPLETED
         self._decider.finished(pick, seen if self._status else Outcome.CANCELLED, self._served)
 
-    async def _request_headers(self, message: ProcessingRequest) -> Sequence[Wire]:
+    def _request_headers(self, message: ProcessingRequest) -> Sequence[Wire]:
         self._is_new = False
         opening = self._opening = protocol.read_opening(message, self._unannounced)
         self._announced(message, opening.mode)
@@ -107,7 +107,7 @@ class Exchange:
         if length is not None and length > self._decider.body_limit_bytes:
             return self._refuse(self._decider.refuse_body())
         if opening.is_whole or not opening.mode.waits_for_body:
-            return [await self._settle(None, on_body=False)]
+            return [self._settle(None, on_body=False)]
         return [] if opening.mode is BodyMode.FULL_DUPLEX_STREAMED else [protocol.GO_ON_HEADERS]
 
     def _announced(self, message: ProcessingRequest, mode: BodyMode) -> None:
@@ -122,7 +122,7 @@ class Exchange:
             self._settled = False
         self._opening = opening
 
-    async def _request_body(self, message: ProcessingRequest) -> Sequence[Wire]:
+    def _request_body(self, message: ProcessingRequest) -> Sequence[Wire]:
         if self._is_new:
             self._is_new = False
             self._open_with_body(message)
@@ -132,7 +132,7 @@ class Exchange:
                 return [protocol.GO_ON_BODY]
             if len(body) > self._decider.body_limit_bytes:
                 return self._refuse(self._decider.refuse_body())
-            return [await self._settle(body, on_body=True)]
+            return [self._settle(body, on_body=True)]
         ends = message.request_body.end_of_stream
         if self._settled:
             return list(protocol.echoed([body], ends=ends))
@@ -140,23 +140,23 @@ class Exchange:
         self._size += len(body)
         if self._size > self._decider.body_limit_bytes:
             return self._refuse(self._decider.refuse_body())
-        return await self._settle_duplex(ends=True) if ends else []
+        return self._settle_duplex(ends=True) if ends else []
 
-    async def _request_trailers(self) -> Sequence[Wire]:
+    def _request_trailers(self) -> Sequence[Wire]:
         if self._mode is BodyMode.FULL_DUPLEX_STREAMED and not self._settled:
-            replies = await self._settle_duplex(ends=False)
+            replies = self._settle_duplex(ends=False)
             return replies if self._refused else [*replies, protocol.GO_ON_TRAILERS]
         return [protocol.GO_ON_TRAILERS]
 
-    async def _settle_duplex(self, *, ends: bool) -> Sequence[Wire]:
+    def _settle_duplex(self, *, ends: bool) -> Sequence[Wire]:
         chunks, self._chunks = self._chunks, []
-        first = await self._settle(b"".join(chunks), on_body=False)
+        first = self._settle(b"".join(chunks), on_body=False)
         return [first] if self._refused else [first, *protocol.echoed(chunks, ends=ends)]
 
-    async def _settle(self, body: bytes | None, *, on_body: bool) -> Wire:
+    def _settle(self, body: bytes | None, *, on_body: bool) -> Wire:
         assert self._opening is not None
         self._settled = True
-        decision = await self._decider.decide(self._opening, body)
+        decision = self._decider.decide(self._opening, body)
         if isinstance(decision, Refusal):
             return self._refuse(decision)[0]
         if decision is None:

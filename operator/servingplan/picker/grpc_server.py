@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,8 @@ from servingplan.picker.health import Health
 from servingplan.picker.http2_stream import Call, RpcError
 
 _REFRESH_S = 0.2
+
+log = logging.getLogger(__name__)
 
 
 class PortServer:
@@ -95,7 +98,7 @@ async def _serve(begin: Callable[[], Call], _: Any, context: grpc.aio.ServicerCo
     call = begin()
     try:
         while (message := await context.read()) is not grpc.aio.EOF:
-            for reply in await call.take(message):
+            for reply in call.take(message):
                 await context.write(reply)
     except RpcError as error:
         context.set_code(_STATUSES[error.status])
@@ -103,6 +106,10 @@ async def _serve(begin: Callable[[], Call], _: Any, context: grpc.aio.ServicerCo
     except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
         # Envoy has gone while it was being answered.
         pass
+    except Exception as error:
+        # What it says may hold a part of a prompt, and gRPC would log it and tell it.
+        log.error("an RPC failed: %s", type(error).__name__)
+        context.set_code(grpc.StatusCode.UNKNOWN)
     finally:
         call.end()
 

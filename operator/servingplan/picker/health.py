@@ -12,7 +12,7 @@ from aiohttp import web
 from grpc_health.v1 import health_pb2
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from servingplan.picker.http2_stream import RpcError, Status
+from servingplan.picker.http2_stream import RpcError, Status, read_message
 
 EXT_PROC_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 CHECK_METHOD = "/grpc.health.v1.Health/Check"
@@ -55,13 +55,14 @@ class Check:
     def __init__(self, state: Health) -> None:
         self._state = state
 
-    async def take(self, message: bytes) -> Sequence[bytes]:
+    def take(self, message: bytes) -> Sequence[bytes]:
         """The answer to one question.
 
         Raises:
-            RpcError: The service is none of ours.
+            RpcError: The service is none of ours, or that is no question.
         """
-        serves = self._state.services().get(health_pb2.HealthCheckRequest.FromString(message).service)
+        asked = read_message(health_pb2.HealthCheckRequest.FromString, message)
+        serves = self._state.services().get(asked.service)
         if serves is None:
             raise RpcError(Status.NOT_FOUND, "no such service")
         status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
         self._connections.add(self)
         self.closed = asyncio.get_running_loop().create_future()
         self._sending.greet(_SETTINGS, CONNECTION_WINDOW_BYTES)
-        self.flush()
+        self._flush()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Ends whatever is under way."""
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         except Exception as error:
             log.error("a connection failed: %s", type(error).__name__)
             self._give_up(Code.INTERNAL_ERROR, "")
-        self.flush()
+        self._flush()
 
     def pause_writing(self) -> None:
         """The client does not read its answers; it gets no more of them."""
@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
         # Only when the client has answered is it known which streams it had begun before it was told.
         self._sending.goaway(wire.MOST_WINDOW_BYTES, Code.NO_ERROR)
         self._sending.ping(0, _DRAIN_PING)
-        self.flush()
+        self._flush()
 
     def abort(self) -> None:
         """Closes now."""
@@ -126,23 +126,6 @@ class Connection(asyncio.Protocol):
             stream.last_words = status, message
             stream.close()
             self._pump(stream)
-
-    def make_room(self, stream: Stream) -> None:
-        """Gives the client back what it has used of a stream's window, if that is much."""
-        used = WINDOW_BYTES - stream.receive_left
-        if used > WINDOW_BYTES // 2 and not stream.is_behind:
-            stream.receive_left += used
-            self._sending.window(stream.number, used)
-
-    def flush(self) -> None:
-        """Hands what was sent to the socket."""
-        out = self._sending.out
-        if out:
-            if self._transport and not self._closing:
-                self._transport.write(b"".join(out))
-            out.clear()
-        if self._drained and not self._streams and not self._closing:
-            self._close()
 
     def _read(self, data: bytes) -> None:
         for kind, flags, number, payload, size in self._frames.read(data):
@@ -175,7 +158,14 @@ class Connection(asyncio.Protocol):
         if flags & wire.END_STREAM:
             self._end_received(stream)
         elif not stream.closed:
-            self.make_room(stream)
+            self._make_room(stream)
+
+    def _make_room(self, stream: Stream) -> None:
+        """Gives the client back what it has used of a stream's window, if that is much."""
+        used = WINDOW_BYTES - stream.receive_left
+        if used > WINDOW_BYTES // 2:
+            stream.receive_left += used
+            self._sending.window(stream.number, used)
 
     def _end_received(self, stream: Stream) -> None:
         # Envoy resets a stream as soon as it has ended it. When both come in one read there is nothing to answer.
@@ -279,9 +269,19 @@ class Connection(asyncio.Protocol):
         if number > self._last or not number & 1:
             raise Http2Error(Code.PROTOCOL_ERROR, "no such stream")
 
+    def _flush(self) -> None:
+        """Hands what was sent to the socket."""
+        out = self._sending.out
+        if out:
+            if self._transport and not self._closing:
+                self._transport.write(b"".join(out))
+            out.clear()
+        if self._drained and not self._streams and not self._closing:
+            self._close()
+
     def _give_up(self, code: Code, message: str) -> None:
         self._sending.goaway(self._last, code, message)
-        self.flush()
+        self._flush()
         self._close()
         log.warning("a connection was given up: %s %s", code.name, message)
 
@@ -302,7 +302,7 @@ class Connection(asyncio.Protocol):
 class _Unknown:
     """A call of a method that there is not."""
 
-    async def take(self, _message: bytes) -> Sequence[bytes]:
+    def take(self, _message: bytes) -> Sequence[bytes]:
         return []
 
     def end(self) -> None:

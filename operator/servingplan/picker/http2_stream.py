@@ -1,22 +1,19 @@
-"""One RPC on an HTTP/2 stream: its messages in order, each answered before the next is looked at.
-
-Most messages are answered at once, in the turn of the event loop in which they came. Only one whose answer really has to wait
-gets a task; what comes behind it waits in line.
-"""
+"""One RPC on an HTTP/2 stream: its messages in order, each answered in the turn of the event loop in which it came."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import deque
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
-from types import coroutine
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import DecodeError
 
 from servingplan.picker.http2_wire import PREFIX
 
 _PREFIX_BYTES = PREFIX.size
+
+Message = TypeVar("Message")
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +42,22 @@ class RpcError(Exception):
         self.status, self.message = status, message
 
 
+def read_message(read: Callable[[bytes], Message], message: bytes) -> Message:
+    """A client's message, as a protobuf's ``FromString`` reads it.
+
+    Raises:
+        RpcError: It is none.
+    """
+    try:
+        return read(message)
+    except DecodeError as error:
+        raise RpcError(Status.INTERNAL, "a message cannot be read") from error
+
+
 class Call(Protocol):
     """What serves one RPC, on whichever server."""
 
-    async def take(self, message: bytes) -> Sequence[bytes]:
+    def take(self, message: bytes) -> Sequence[bytes]:
         """The replies to one message; raises ``RpcError`` to end the RPC."""
 
     def end(self) -> None:
@@ -63,12 +72,6 @@ class Carrier(Protocol):
 
     def finish(self, stream: Stream, status: Status, message: str) -> None:
         """Ends the stream with a status once all of its messages are sent."""
-
-    def make_room(self, stream: Stream) -> None:
-        """Lets the client send more, of which it has sent what fits."""
-
-    def flush(self) -> None:
-        """Hands what was sent to the socket."""
 
 
 class Stream:
@@ -92,9 +95,7 @@ class Stream:
         "_call",
         "_carrier",
         "_limit",
-        "_line",
         "_partial",
-        "_waiting",
         "begun",
         "closed",
         "half_closed",
@@ -112,13 +113,6 @@ class Stream:
         self.outgoing = bytearray()
         self.last_words: tuple[Status, str] | None = None
         self._partial = bytearray()
-        self._line: deque[bytes] = deque()
-        self._waiting: asyncio.Task[Sequence[bytes]] | None = None
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether messages wait for their turn."""
-        return bool(self._line)
 
     def receive(self, data: bytes) -> None:
         """Takes the next bytes of the client's messages."""
@@ -149,7 +143,7 @@ class Stream:
         self.half_closed = True
         if self._partial:
             self._fail(RpcError(Status.INTERNAL, "the last message is not whole"))
-        elif self._waiting is None:
+        else:
             self._carrier.finish(self, Status.OK, "")
 
     def close(self) -> None:
@@ -157,56 +151,22 @@ class Stream:
         if self.closed:
             return
         self.closed = True
-        self._line.clear()
         self._partial.clear()
-        if self._waiting is None:
-            self._end_call()
-        else:
-            # Its end is the call's: what it may have reserved meanwhile is released.
-            self._waiting.cancel()
+        self._end_call()
 
     def _message(self, message: bytes) -> None:
-        if self._waiting is not None:
-            self._line.append(message)
-            return
-        work = self._call.take(message)
         try:
-            awaited = work.send(None)
-        except StopIteration as done:
-            self._carrier.reply(self, done.value)
-        except Exception as error:
+            replies = self._call.take(message)
+        except RpcError as error:
             self._fail(error)
+        except Exception as error:
+            log.error("a message could not be answered: %s", type(error).__name__)
+            self._fail(RpcError(Status.UNKNOWN, "the picker failed"))
         else:
-            self._waiting = asyncio.get_running_loop().create_task(_rest(work, awaited))
-            self._waiting.add_done_callback(self._answered)
+            self._carrier.reply(self, replies)
 
-    def _answered(self, task: asyncio.Task[Sequence[bytes]]) -> None:
-        self._waiting = None
-        failed = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if self.closed:
-            self._end_call()
-            return
-        if failed is not None:
-            self._fail(failed)
-        else:
-            self._carrier.reply(self, task.result())
-        while self._line and self._waiting is None:
-            self._message(self._line.popleft())
-        if not self.closed and self._waiting is None:
-            if self.half_closed:
-                self._carrier.finish(self, Status.OK, "")
-            else:
-                self._carrier.make_room(self)
-        self._carrier.flush()
-
-    def _fail(self, error: BaseException) -> None:
-        if self.closed:
-            return
-        if isinstance(error, RpcError):
-            self._carrier.finish(self, error.status, error.message)
-            return
-        log.error("a message could not be answered: %s", type(error).__name__)
-        self._carrier.finish(self, Status.UNKNOWN, "the picker failed")
+    def _fail(self, error: RpcError) -> None:
+        self._carrier.finish(self, error.status, error.message)
 
     def _end_call(self) -> None:
         try:
@@ -214,20 +174,3 @@ class Stream:
         except Exception as error:
             # The other streams are to end all the same.
             log.error("a stream's end failed: %s", type(error).__name__)
-
-
-async def _rest(work: Coroutine[Any, Any, Sequence[bytes]], awaited: Any) -> Sequence[bytes]:
-    return await _go_on(work, awaited)
-
-
-@coroutine
-def _go_on(work: Coroutine[Any, Any, Sequence[bytes]], awaited: Any) -> Generator[Any, Any, Sequence[bytes]]:
-    """The rest of a coroutine that has run until it awaited something."""
-    try:
-        yield awaited
-    except asyncio.CancelledError:
-        work.close()
-        raise
-    except Exception:  # noqa: S110 - the coroutine is told of it where it goes on
-        pass
-    return (yield from work.__await__())

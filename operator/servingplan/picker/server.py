@@ -20,7 +20,7 @@ from servingplan.picker.decide import Decider
 from servingplan.picker.exchange import Exchange
 from servingplan.picker.health import CHECK_METHOD, EXT_PROC_SERVICE, Check, Health, http_app
 from servingplan.picker.http2_server import SocketServer
-from servingplan.picker.http2_stream import Call
+from servingplan.picker.http2_stream import Call, read_message
 from servingplan.picker.metrics import Metrics
 from servingplan.picker.protocol import BodyMode
 
@@ -157,8 +157,8 @@ class _Process:
     def __init__(self, exchange: Exchange, streams: _Streams) -> None:
         self._exchange, self._streams = exchange, streams
 
-    async def take(self, message: bytes) -> Sequence[bytes]:
-        replies = await self._exchange.take(ProcessingRequest.FromString(message))
+    def take(self, message: bytes) -> Sequence[bytes]:
+        replies = self._exchange.take(read_message(ProcessingRequest.FromString, message))
         return [reply if isinstance(reply, bytes) else reply.SerializeToString() for reply in replies]
 
     def end(self) -> None:
