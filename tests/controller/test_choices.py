@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from cluster import Cluster
@@ -11,6 +12,7 @@ from worlds import manifest, plan
 
 from servingplan.calibration.readings import Chosen, Found, Readings
 from servingplan.controller import demands
+from servingplan.controller.learn import sent, weighted
 from servingplan.controller.memory import recall
 from servingplan.controller.plan_metrics import of_status
 from servingplan.controller.policy import Policy
@@ -150,3 +152,20 @@ def _longer(memory):
     from servingplan.calibration.demand import Held
 
     return replace(memory, classes={"chat": Held(20.0, 20.0, prompt_factor=2.0, output_factor=3.0)})
+
+
+def test_lengths_are_learnt_from_where_pickers_really_send_a_class():
+    pools = {("large", "a"): "la", ("large", "b"): "lb", ("small", "c"): "sc", ("tiny", "d"): "td"}
+    published = SimpleNamespace(
+        classes=[
+            SimpleNamespace(name="chat", weights={"la": 250_000, "lb": 750_000}),
+            SimpleNamespace(name="code", weights={"sc": 1_000_000}),
+        ]
+    )
+    ready = {("large", "a"): 1, ("large", "b"): 1, ("small", "c"): 2, ("tiny", "d"): 0}
+    chosen = {"chat": Chosen("chat", 100.0, {"large": 0.4, "small": 0.5, "tiny": 0.1}, {}, WINDOW_S)}
+    seen = SimpleNamespace(published=published, pools=pools, ready=ready, readings=Readings(Found.FOUND, chosen=chosen))
+    shares = sent(seen)
+    assert shares["chat"] == pytest.approx({"la": 0.1, "lb": 0.3, "sc": 0.5})
+    assert shares["code"] == {"sc": 1.0}
+    assert weighted(seen)["chat"] == {"la": 0.25, "lb": 0.75}

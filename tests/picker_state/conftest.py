@@ -133,7 +133,7 @@ def table_json(**changes: Any) -> str:
             {"name": "l", "pools": [pool("large", 8001, 0.0)]},
         ],
         "classes": [
-            chat | {"weight": 2.0, "ttftS": 0.5, "prices": {"s": 0.01}},
+            chat | {"weight": 2.0, "ttftS": 0.5, "quality": {"s": 0.4, "l": 0.3}, "minQuality": 0.4},
             {"name": "rest", "weights": {"large": 1_000_000}},
         ],
     }

@@ -45,8 +45,8 @@ def test_the_endpoints_and_classes_of_a_table() -> None:
         Endpoint("10.0.0.2:8000", small, serves=False),
     )
     assert tables.class_rules(table) == {
-        "chat": ClassRule("chat", weight=2.0, ttft_s=0.5, prices={"s": 0.01}),
-        "rest": ClassRule("rest", weight=1.0, ttft_s=None, prices={}),
+        "chat": ClassRule("chat", weight=2.0, ttft_s=0.5, models=frozenset({"s"})),
+        "rest": ClassRule("rest", weight=1.0, ttft_s=None, models=None),
     }
 
 

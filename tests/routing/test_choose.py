@@ -160,7 +160,7 @@ def test_several_pickers_do_not_all_send_to_whoever_was_idle():
 
 
 def test_the_class_and_the_request_say_where_it_may_go():
-    rules = {"chat": ClassRule("chat", prices={"14b": 0.1, "3b": 0.0})}
+    rules = {"chat": ClassRule("chat", models=frozenset({"14b", "3b"}))}
     assert brain(ALL, FREE, rules=rules).choose(ask(), 0.0, 0.0).terms.model == "14b"
     only = frozenset({"72b"})
     assert brain(ALL, FREE, rules=rules).choose(ask(models=only), 0.0, 0.0).terms.model == "72b"

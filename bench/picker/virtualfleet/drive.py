@@ -78,7 +78,7 @@ class Drive:
             Brain(prices, guard_s=settings.guard_s, shed=settings.shed, peers=settings.pickers) for _ in range(settings.pickers)
         ]
         for brain in self.brains:
-            brain.configure(profile.endpoints(settings.slots), {CLASS: ClassRule(CLASS, 1.0, None, {})})
+            brain.configure(profile.endpoints(settings.slots), {CLASS: ClassRule(CLASS)})
         self.fleet: Fleet = engines.build(work.prompt_tokens, work.output_tokens, settings.slots)
         self._kv_tokens = by_instance("kv_tokens")
         self._ticket = np.full(len(work), -1)

@@ -79,7 +79,25 @@ def _with_choices(case: Case, memory: Memory) -> tuple[Memory, tuple[str, ...]]:
 
 
 def sent(case: Case) -> dict[str, dict[str, float]]:
-    """Share of every class by pool, as the published table sends it."""
+    """Share of every class by pool: as pickers chose of late where there are any, else as the published table sends it."""
+    found = weighted(case)
+    pools = {model: [pool for (name, _), pool in case.pools.items() if name == model] for model, _ in case.pools}
+    ready = {case.pools[key]: float(count) for key, count in case.ready.items() if key in case.pools}
+    for name, choices in case.readings.chosen.items():
+        planned, shares = found.get(name, {}), dict[str, float]()
+        for model, share in choices.shares.items():
+            # Within a model pickers follow the load, which weights and replicas do as well.
+            parts = {pool: planned.get(pool, 0.0) for pool in pools.get(model, [])}
+            parts = parts if any(parts.values()) else {pool: ready.get(pool, 0.0) for pool in parts}
+            total = sum(parts.values())
+            shares |= {pool: share * part / total for pool, part in parts.items() if part > 0}
+        if shares:
+            found[name] = shares
+    return found
+
+
+def weighted(case: Case) -> dict[str, dict[str, float]]:
+    """Share of every class by pool, by the weights of the published table."""
     if case.published is None:
         return {}
     return {
@@ -90,10 +108,10 @@ def sent(case: Case) -> dict[str, dict[str, float]]:
 
 
 def bounds_by_pool(case: Case) -> dict[str, dict[str, Slo]]:
-    """SLOs of the classes that each pool is sent, by class."""
+    """SLOs of the classes that each pool is planned to be sent, by class: of others a picker sees to each request's own."""
     slos = {entry.name: entry.slo for entry in demands.declared(case).classes}
     found: dict[str, dict[str, Slo]] = {}
-    for name, shares in sent(case).items():
+    for name, shares in weighted(case).items():
         for pool, share in shares.items():
             if share > 0 and name in slos:
                 found.setdefault(pool, {})[name] = slos[name]

@@ -165,7 +165,12 @@ def _engine(model: str, pool: Pool) -> Engine | None:
 def class_rules(table: RoutingTable) -> dict[str, ClassRule]:
     """What the plan says of each class, by its name."""
     return {
-        entry.name: ClassRule(name=entry.name, weight=entry.weight, ttft_s=entry.ttft_s, prices=dict(entry.prices))
+        entry.name: ClassRule(
+            name=entry.name,
+            weight=entry.weight,
+            ttft_s=entry.ttft_s,
+            models=frozenset(model for model, score in entry.quality.items() if score >= entry.min_quality) or None,
+        )
         for entry in table.classes
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -50,15 +50,16 @@ class ClassRule:
 
     Attributes:
         ttft_s: Time to first token that the class may expect; None for the picker's own guard.
-        prices: The plan's prices by model, of every model that the class may go to; empty where it may go to all. They
-            would draw the plan's shares request by request, so they are no part of the score: shares that are steered
-            per decision force picks which the live state says are bad.
+        models: Those that the class may go to; None for all. Not only those that the plan sends it to: a replica that could
+            not keep the class's target at the load that is planned for may well keep it now. Nor are the plan's prices by
+            model a part of the score: they would draw its shares request by request, and force picks which the live state
+            says are bad.
     """
 
     name: str
     weight: float = 1.0
     ttft_s: float | None = None
-    prices: Mapping[str, float] = field(default_factory=dict)
+    models: frozenset[str] | None = None
 
 
 class Outcome(Enum):

@@ -1,9 +1,10 @@
 """What a request is charged for the capacity of a pool, beside what its delay costs others now.
 
-The price starts at the plan's dual and follows what is metered, in minutes: it decays while the pool has slack, the faster
-the more slack, and climbs while its guard binds, that is while not even the least loaded of its endpoints meets the time to
-first token. It moves with time and not with decisions, so no single pick is bent towards the plan's shares. A plan that
-changes its dual sets the price anew.
+The price starts at the plan's dual, which is that of the load that is planned for, and follows what is metered: it decays
+within a minute or two while the pool has slack, the faster the more slack, and climbs in minutes while its guard binds, that is
+while not even the least loaded of its endpoints meets the time to first token. It moves with time and not with decisions, so no
+single pick is bent towards the plan's shares. A plan that changes its dual changes the price in proportion: set anew at every
+step of the plan, a pool that is half empty would be priced as full.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from servingplan.routing.fleet import Vector
 
-_FOLLOWS_S = 180.0
+_RISES_S, _FALLS_S = 180.0, 60.0
 _LEAST_STEP = 0.02
 """Quality per request that the price of a pool without a dual climbs by in one time constant."""
 _HIGHEST = 10.0
@@ -33,14 +34,18 @@ class CapacityPrices:
         self._at_s = -math.inf
 
     def configure(self, duals: Mapping[str, float]) -> None:
-        """Takes the plan's duals by pool, in order; a price whose dual is as before goes on from where it was."""
+        """Takes the plan's duals by pool, in order."""
         before = dict(zip(self._duals, self.prices.tolist(), strict=True))
-        same = {pool for pool, dual in duals.items() if self._duals.get(pool) == dual}
-        self.prices = np.array(
-            [before[pool] if pool in same else max(0.0, dual) for pool, dual in duals.items()], dtype=np.float64
-        )
+        self.prices = np.array([self._begun(pool, dual, before.get(pool, 0.0)) for pool, dual in duals.items()])
         self._steps = np.maximum(np.array(list(duals.values()), dtype=np.float64), _LEAST_STEP)
         self._duals = dict(duals)
+
+    def _begun(self, pool: str, dual: float, price: float) -> float:
+        """The price from which a pool goes on with a dual."""
+        known = self._duals.get(pool)
+        if known == dual:
+            return price
+        return max(0.0, dual) * (min(1.0, price / known) if known is not None and known > 0 else 1.0)
 
     def due(self, now_s: float) -> bool:
         """Whether it is time to meter."""
@@ -51,7 +56,7 @@ class CapacityPrices:
         # Where nobody asked for long, the last strain says little of the time between.
         elapsed_s = min(max(now_s - self._at_s, 0.0), _LONGEST_STEP_S) if math.isfinite(self._at_s) else 0.0
         self._at_s = now_s
-        share = elapsed_s / _FOLLOWS_S
-        falling = self.prices * np.exp(-share * np.maximum(1.0 - strain, 0.0))
-        rising = np.minimum(self.prices + share * self._steps, np.maximum(_HIGHEST * self._steps, self.prices))
+        falling = self.prices * np.exp(-elapsed_s / _FALLS_S * np.maximum(1.0 - strain, 0.0))
+        higher = self.prices + elapsed_s / _RISES_S * self._steps
+        rising = np.minimum(higher, np.maximum(_HIGHEST * self._steps, self.prices))
         self.prices = np.where(strain > 1.0, rising, falling)

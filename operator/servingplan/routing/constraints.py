@@ -32,7 +32,7 @@ HEALTH = 32.0
 def permitted(fleet: Fleet, ask: Ask, rule: ClassRule) -> Mask:
     """(endpoints,) which serve a model and have an address that the request may go to."""
     may = fleet.serves
-    models = ask.models if ask.models is not None else rule.prices or None
+    models = ask.models if ask.models is not None else rule.models
     if models is not None:
         among = [name in models for name in fleet.models]
         may = may if all(among) else may & np.array(among, dtype=np.bool_)[fleet.model_of]
