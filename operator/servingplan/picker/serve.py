@@ -18,6 +18,9 @@ from servingplan.picker.state import Options, State
 from servingplan.picker.watch import SourceError
 from servingplan.render.envoy.bootstrap import BODY_LIMIT_BYTES
 
+_GARBAGE = 20_000
+"""Objects after which the youngest are looked through: a decision makes hundreds, and no cycles."""
+
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,7 @@ async def serve(arguments: argparse.Namespace, stop: asyncio.Event) -> int:
     # What there is by now stays for good; looking it through again and again would hold up decisions for milliseconds.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_GARBAGE)
     log.info("serves on %s, HTTP on port %d", arguments.listen, server.http_port)
     await stop.wait()
     log.info("drains")

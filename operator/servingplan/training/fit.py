@@ -28,7 +28,7 @@ from servingplan.routing.quality import (
 )
 from servingplan.training.calibrate import platt
 
-DIMENSIONS = 64
+DIMENSIONS = 32
 """Coordinates of a prompt. More read no better and cost a byte for each prompt kept."""
 
 MOST_BASE = 5000
