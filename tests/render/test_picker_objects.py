@@ -103,6 +103,7 @@ def test_the_picker_has_no_privilege_and_no_probe_that_would_take_envoy_with_it(
     assert pod()["securityContext"]["runAsNonRoot"]
     assert not {"readinessProbe", "livenessProbe", "startupProbe"} & picker.keys()
     assert picker["resources"]["limits"].keys() == {"memory"}
+    assert {"name": "OPENBLAS_NUM_THREADS", "value": "1"} in picker["env"]
 
 
 def test_the_picker_reads_the_table_that_envoy_reads() -> None:

@@ -118,6 +118,8 @@ def container(owner: names.Owner, spec: v1alpha1.Router, settings: PickerSetting
             f"--table-file={TABLE_FOLDER}/table.json",
             f"--drain-seconds={DRAIN_S}",
         ],
+        # A thread for each core of the node, to multiply vectors, would spin where the decision runs.
+        "env": [{"name": name, "value": "1"} for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")],
         "ports": [{"name": "picker-metrics", "containerPort": HTTP_PORT}],
         "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", pre_stop]}}},
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
