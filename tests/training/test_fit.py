@@ -103,7 +103,7 @@ def test_scores_that_are_missing_are_left_out(prompts, make) -> None:
 @pytest.mark.parametrize("models", [1, 9, 64])
 def test_as_many_prompts_are_kept_as_fit_in_a_config_map(models) -> None:
     features = VECTORS * VECTOR + 50
-    draw = np.random.default_rng(0)
+    draw, dimensions = np.random.default_rng(0), fitting.DIMENSIONS
     count = most_base(models, 2 * models, features)
     assert 1000 < count <= fitting.MOST_BASE
     # Random numbers do not compress.
@@ -112,9 +112,9 @@ def test_as_many_prompts_are_kept_as_fit_in_a_config_map(models) -> None:
     def noise(*size):
         return draw.normal(size=size).astype(np.float32)
 
-    projection = replace(fitting.project(noise(80, features)), rotation=noise(features, 64), offset=noise(64))
+    projection = replace(fitting.project(noise(80, features)), rotation=noise(features, dimensions), offset=noise(dimensions))
     names = tuple(f"model-of-an-ordinary-name-{number}" for number in range(models))
-    base = np.round(noise(count, 64) / base_scale(noise(count, 64)))
+    base = np.round(noise(count, dimensions) / base_scale(noise(count, dimensions)))
     predictor = fitting.Predictor(
         names, "made up", shape, projection, noise(2 * models), noise(0, 2 * models), base, noise(count, 2 * models),
         noise(count, models), np.ones(models, np.float32), noise(count, 2 * models), 0.1, noise(2, models), noise(models),
