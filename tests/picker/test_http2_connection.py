@@ -15,8 +15,8 @@ from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servingplan.picker.http2 import CONNECTION_WINDOW_BYTES, WINDOW_BYTES, Connection
-from servingplan.picker.http2_stream import RpcError, Status
+from servingplan.picker.http2.connection import CONNECTION_WINDOW_BYTES, WINDOW_BYTES, Connection
+from servingplan.picker.http2.stream import RpcError, Status
 
 DATA, HEADERS, PRIORITY, RESET, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITISED = 0x1, 0x1, 0x4, 0x8, 0x20

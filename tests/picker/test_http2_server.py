@@ -18,7 +18,7 @@ import h2.settings
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from servingplan.picker.http2_server import SocketServer
+from servingplan.picker.http2.server import SocketServer
 
 LIMIT_BYTES = 12_000_000
 DEADLINE_S = 20.0

@@ -158,6 +158,6 @@ def wait_until(condition: Callable[[], Value], what: str, deadline_s: float = DE
         with suppress(OSError):
             if value := condition():
                 return value
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks; the deadline bounds them
     message = f"not within {deadline_s:g} s: {what}"
     raise TimeoutError(message)

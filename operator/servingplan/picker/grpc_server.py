@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from servingplan.picker.health import Health
-from servingplan.picker.http2_stream import Call, RpcError
+from servingplan.picker.http2.stream import Call, RpcError
 
 _REFRESH_S = 0.2
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from grpc_health.v1 import health_pb2
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from servingplan.picker.http2_stream import RpcError, Status, read_message
+from servingplan.picker.http2.stream import RpcError, Status, read_message
 
 EXT_PROC_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 CHECK_METHOD = "/grpc.health.v1.Health/Check"

@@ -19,8 +19,8 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 from servingplan.picker.decide import Decider
 from servingplan.picker.exchange import Exchange
 from servingplan.picker.health import CHECK_METHOD, EXT_PROC_SERVICE, Check, Health, http_app
-from servingplan.picker.http2_server import SocketServer
-from servingplan.picker.http2_stream import Call, read_message
+from servingplan.picker.http2.server import SocketServer
+from servingplan.picker.http2.stream import Call, read_message
 from servingplan.picker.metrics import Metrics
 from servingplan.picker.protocol import BodyMode
 

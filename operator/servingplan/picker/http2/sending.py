@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from servingplan.picker import http2_wire as wire
-from servingplan.picker.http2_stream import Status, Stream
-from servingplan.picker.http2_wire import MESSAGE, NUMBER, PAIR, PREFIX, Code, Http2Error
+from servingplan.picker.http2 import wire
+from servingplan.picker.http2.stream import Status, Stream
+from servingplan.picker.http2.wire import MESSAGE, NUMBER, PAIR, PREFIX, Code, Http2Error
 
 _PREFIX_BYTES = PREFIX.size
 

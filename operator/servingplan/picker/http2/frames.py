@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from servingplan.picker import http2_wire as wire
-from servingplan.picker.http2_wire import HEAD, HEAD_BYTES, Code, Http2Error
+from servingplan.picker.http2 import wire
+from servingplan.picker.http2.wire import HEAD, HEAD_BYTES, Code, Http2Error
 
 _PRIORITY_BYTES = 5
 _SIZES = {wire.RST_STREAM: 4, wire.PING: 8, wire.WINDOW_UPDATE: 4}

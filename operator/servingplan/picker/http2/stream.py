@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from servingplan.picker.http2_wire import PREFIX
+from servingplan.picker.http2.wire import PREFIX
 
 _PREFIX_BYTES = PREFIX.size
 

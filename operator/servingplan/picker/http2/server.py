@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from servingplan.picker.http2 import Connection
-from servingplan.picker.http2_stream import Call
+from servingplan.picker.http2.connection import Connection
+from servingplan.picker.http2.stream import Call
 
 _BACKLOG = 1024
 

@@ -14,11 +14,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from servingplan.picker import http2_wire as wire
-from servingplan.picker.http2_frames import Frames
-from servingplan.picker.http2_sending import Sending
-from servingplan.picker.http2_stream import Call, Status, Stream
-from servingplan.picker.http2_wire import NUMBER, Code, Http2Error
+from servingplan.picker.http2 import wire
+from servingplan.picker.http2.frames import Frames
+from servingplan.picker.http2.sending import Sending
+from servingplan.picker.http2.stream import Call, Status, Stream
+from servingplan.picker.http2.wire import NUMBER, Code, Http2Error
 
 WINDOW_BYTES = 16 * 1024 * 1024
 """What a stream may send before it is told that there is room again."""
